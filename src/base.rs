@@ -1,0 +1,8 @@
+//! Primitives that every room may use: time, locks, threads, limits, counters, ids, errors.
+
+pub mod clock;
+pub mod error;
+pub mod id;
+pub mod lock;
+pub mod metrics;
+pub mod thread;

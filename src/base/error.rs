@@ -1,0 +1,365 @@
+//! The one error taxonomy of what flows to a client or along a fallback chain.
+//!
+//! `origin` and `retry` are decided where the fault is seen, never guessed later from text. The
+//! table in [`Kind::row`] is the only place that knows codes, statuses and log levels; codes are
+//! never reused.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::time::Duration;
+
+/// The six classes that every entry shares (DESIGN section 8).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Class {
+    /// The request is wrong.
+    Validation,
+    /// The caller is not allowed.
+    Auth,
+    /// Too much, too fast.
+    RateLimit,
+    /// No room now.
+    Overload,
+    /// The service behind us failed.
+    Upstream,
+    /// We failed.
+    Internal,
+}
+
+impl Class {
+    /// The word in logs, metrics and problem documents.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Class::Validation => "validation",
+            Class::Auth => "auth",
+            Class::RateLimit => "rate_limit",
+            Class::Overload => "overload",
+            Class::Upstream => "upstream",
+            Class::Internal => "internal",
+        }
+    }
+}
+
+/// The phase whose deadline ran out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Phase {
+    /// Finding the address.
+    Resolve,
+    /// TCP and TLS handshakes.
+    Connect,
+    /// Sending the request.
+    Send,
+    /// Waiting for the first content of a stream.
+    FirstToken,
+    /// Waiting for a whole answer.
+    Answer,
+    /// Between two events of a stream.
+    Idle,
+    /// The attempt as a whole.
+    Attempt,
+    /// The request as a whole.
+    Request,
+}
+
+impl Phase {
+    /// The name of the setting that gave the deadline.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Phase::Resolve | Phase::Connect => "connect_timeout",
+            Phase::Send => "send",
+            Phase::FirstToken => "first_token_timeout",
+            Phase::Answer => "answer_timeout",
+            Phase::Idle => "idle_timeout",
+            Phase::Attempt => "total_timeout",
+            Phase::Request => "request_timeout",
+        }
+    }
+}
+
+/// What went wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Kind {
+    /// Not HTTP as RFC 9112 has it.
+    BadRequest,
+    /// A transfer coding other than `chunked`.
+    TransferEncoding,
+    /// HTTP/2 or later, or no known version.
+    HttpVersion,
+    /// Head above `server.head_max` or `server.headers_max`.
+    HeadTooLarge,
+    /// Target above `server.target_max`.
+    TargetTooLong,
+    /// Head or body did not come in time.
+    RequestTimeout,
+    /// Body above `server.body_max`.
+    BodyTooLarge,
+    /// An expectation other than `100-continue`.
+    Expectation,
+    /// No such path.
+    NotFound,
+    /// The path exists, the method does not.
+    MethodNotAllowed,
+    /// The body is not JSON.
+    InvalidJson,
+    /// A field is missing or of the wrong type.
+    InvalidField,
+    /// No model of that name.
+    ModelNotFound,
+    /// Nothing that is configured can carry this request.
+    Unsupported,
+    /// The upstream says that the request is wrong (400, 413, 422).
+    UpstreamRejected,
+    /// No key, or not one of ours.
+    Unauthorized,
+    /// A `Host` that is not ours.
+    HostNotAllowed,
+    /// A browser page from elsewhere.
+    OriginNotAllowed,
+    /// The upstream limits us (429).
+    UpstreamRateLimited,
+    /// No worker took the request in time.
+    QueueFull,
+    /// `server.connections_max`.
+    ConnectionsFull,
+    /// `server.bodies_total_max`.
+    BodiesFull,
+    /// `server.waiting_max`, or `upstream.waiting_max`.
+    WaitingFull,
+    /// `server.waiting_timeout`.
+    WaitingTimeout,
+    /// On the way out.
+    Draining,
+    /// No connection to the upstream.
+    UpstreamConnect,
+    /// An upstream's deadline of this phase ran out.
+    UpstreamTimeout(Phase),
+    /// The upstream broke off.
+    UpstreamCut,
+    /// What came is not what the protocol says.
+    UpstreamMalformed,
+    /// An event above `upstream.stream_line_max`.
+    UpstreamLineTooLong,
+    /// An error inside a stream.
+    UpstreamInBand,
+    /// 5xx, or a status that makes no sense here; the upstream's status is kept.
+    UpstreamStatus(u16),
+    /// The upstream does not know the model (404).
+    UpstreamModelNotFound,
+    /// The upstream rejected our key (401, 403); the upstream's status is kept.
+    UpstreamKeyRejected(u16),
+    /// `server.request_timeout` or `model.total_timeout`.
+    RequestTotalTimeout,
+    /// The client left. Never sent; it is for logs and metrics.
+    ClientGone,
+    /// The client did not read for `server.write_timeout`.
+    ClientStalled,
+    /// A bug of ours.
+    Internal,
+}
+
+/// One row of the table: everything that follows from a [`Kind`].
+#[derive(Clone, Copy, Debug)]
+pub struct Row {
+    /// The stable code.
+    pub code: &'static str,
+    /// The HTTP status.
+    pub status: u16,
+    /// The class.
+    pub class: Class,
+    /// The level at which the owner of the loop logs it.
+    pub level: log::Level,
+    /// Whether a later try may work: `Retry-After` and `x-should-retry` follow from it.
+    pub later: bool,
+}
+
+impl Kind {
+    /// The table.
+    pub fn row(self) -> Row {
+        use Class::{Auth, Internal, Overload, RateLimit, Upstream, Validation};
+        use log::Level::{Debug, Error, Info, Warn};
+        let (code, status, class, level, later) = match self {
+            Kind::BadRequest => ("bad_request", 400, Validation, Info, false),
+            Kind::TransferEncoding => ("transfer_encoding", 400, Validation, Info, false),
+            Kind::HttpVersion => ("http_version", 505, Validation, Info, false),
+            Kind::HeadTooLarge => ("head_too_large", 431, Validation, Info, false),
+            Kind::TargetTooLong => ("target_too_long", 414, Validation, Info, false),
+            Kind::RequestTimeout => ("request_timeout", 408, Validation, Info, false),
+            Kind::BodyTooLarge => ("body_too_large", 413, Validation, Info, false),
+            Kind::Expectation => ("expectation_failed", 417, Validation, Info, false),
+            Kind::NotFound => ("not_found", 404, Validation, Info, false),
+            Kind::MethodNotAllowed => ("method_not_allowed", 405, Validation, Info, false),
+            Kind::InvalidJson => ("invalid_json", 400, Validation, Info, false),
+            Kind::InvalidField => ("invalid_field", 400, Validation, Info, false),
+            Kind::ModelNotFound => ("model_not_found", 404, Validation, Info, false),
+            Kind::Unsupported => ("unsupported", 400, Validation, Info, false),
+            Kind::UpstreamRejected => ("upstream_rejected", 400, Validation, Info, false),
+            Kind::Unauthorized => ("unauthorized", 401, Auth, Warn, false),
+            Kind::HostNotAllowed => ("host_not_allowed", 403, Auth, Warn, false),
+            Kind::OriginNotAllowed => ("origin_not_allowed", 403, Auth, Warn, false),
+            Kind::UpstreamRateLimited => ("upstream_rate_limited", 429, RateLimit, Warn, true),
+            Kind::QueueFull => ("queue_full", 503, Overload, Warn, true),
+            Kind::ConnectionsFull => ("connections_full", 503, Overload, Warn, true),
+            Kind::BodiesFull => ("bodies_full", 503, Overload, Warn, true),
+            Kind::WaitingFull => ("waiting_full", 503, Overload, Warn, true),
+            Kind::WaitingTimeout => ("waiting_timeout", 503, Overload, Warn, true),
+            Kind::Draining => ("draining", 503, Overload, Info, true),
+            Kind::UpstreamConnect => ("upstream_connect", 502, Upstream, Warn, true),
+            Kind::UpstreamTimeout(_) => ("upstream_timeout", 504, Upstream, Warn, true),
+            Kind::UpstreamCut => ("upstream_cut", 502, Upstream, Warn, true),
+            Kind::UpstreamMalformed => ("upstream_malformed", 502, Upstream, Warn, true),
+            Kind::UpstreamLineTooLong => ("upstream_line_too_long", 502, Upstream, Warn, true),
+            Kind::UpstreamInBand => ("upstream_in_band", 502, Upstream, Warn, true),
+            Kind::UpstreamStatus(status) => ("upstream_error", status, Upstream, Warn, true),
+            Kind::UpstreamModelNotFound => ("upstream_model_not_found", 404, Upstream, Warn, false),
+            Kind::UpstreamKeyRejected(status) => {
+                ("upstream_key_rejected", status, Upstream, Error, false)
+            }
+            Kind::RequestTotalTimeout => ("request_total_timeout", 504, Upstream, Warn, true),
+            Kind::ClientGone => ("client_gone", 499, Validation, Debug, false),
+            Kind::ClientStalled => ("client_stalled", 499, Validation, Info, false),
+            Kind::Internal => ("internal", 500, Internal, Error, false),
+        };
+        Row { code, status, class, level, later }
+    }
+}
+
+/// Whose fault it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Origin {
+    /// The caller.
+    Client,
+    /// The service behind us.
+    Upstream,
+    /// Us.
+    Ourselves,
+}
+
+/// Whether the same request may go to the same upstream again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Retry {
+    /// No.
+    Never,
+    /// Only because the pooled connection was stale and not a byte came back.
+    FreshConnection,
+}
+
+/// An error on its way to a client.
+#[derive(Debug)]
+pub struct Error {
+    kind: Kind,
+    origin: Origin,
+    retry: Retry,
+    context: Cow<'static, str>,
+    retry_after: Option<Duration>,
+    source: Option<Box<dyn std::error::Error + Send + Sync>>,
+}
+
+/// What fallible functions on the way of a request return.
+pub type Result<T> = std::result::Result<T, Error>;
+
+impl Error {
+    /// An error of this kind. `context` says what was tried, on what, and what to do: lower case,
+    /// no full stop, no secrets, no bodies.
+    pub fn new(kind: Kind, context: impl Into<Cow<'static, str>>) -> Self {
+        let origin = match kind.row().class {
+            Class::Validation | Class::Auth => Origin::Client,
+            Class::Upstream | Class::RateLimit => Origin::Upstream,
+            Class::Overload | Class::Internal => Origin::Ourselves,
+        };
+        Error {
+            kind,
+            origin,
+            retry: Retry::Never,
+            context: context.into(),
+            retry_after: None,
+            source: None,
+        }
+    }
+
+    /// Marks that the pooled connection was stale.
+    #[must_use]
+    pub fn on_stale_connection(mut self) -> Self {
+        self.retry = Retry::FreshConnection;
+        self
+    }
+
+    /// Adds the cause.
+    #[must_use]
+    pub fn because(
+        mut self,
+        source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+    ) -> Self {
+        self.source = Some(source.into());
+        self
+    }
+
+    /// Adds when the upstream wants to be asked again.
+    #[must_use]
+    pub fn retry_after(mut self, wait: Option<Duration>) -> Self {
+        self.retry_after = wait;
+        self
+    }
+
+    /// What went wrong.
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// The row of the table.
+    pub fn row(&self) -> Row {
+        self.kind.row()
+    }
+
+    /// Whose fault it is.
+    pub fn origin(&self) -> Origin {
+        self.origin
+    }
+
+    /// Whether the same upstream may be asked again.
+    pub fn retry(&self) -> Retry {
+        self.retry
+    }
+
+    /// The sentence for people.
+    pub fn context(&self) -> &str {
+        &self.context
+    }
+
+    /// `Retry-After` in whole seconds, between 1 and 60: the only range that the OpenAI clients
+    /// all treat alike (`peers.md` 5.1). Present on each error that a later try may cure.
+    pub fn retry_after_seconds(&self) -> Option<u64> {
+        if !self.row().later {
+            return None;
+        }
+        let wait = self.retry_after.unwrap_or(Duration::from_secs(1));
+        Some(wait.as_secs_f64().ceil().clamp(1.0, 60.0) as u64)
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.context)
+    }
+}
+
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.source.as_ref().map(|source| source.as_ref() as _)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn retry_after_stays_where_every_client_reads_it_alike() {
+        let error = |wait: Option<u64>| {
+            Error::new(Kind::UpstreamRateLimited, "x").retry_after(wait.map(Duration::from_secs))
+        };
+        assert_eq!(error(None).retry_after_seconds(), Some(1));
+        assert_eq!(error(Some(0)).retry_after_seconds(), Some(1));
+        assert_eq!(error(Some(7)).retry_after_seconds(), Some(7));
+        assert_eq!(error(Some(86_400)).retry_after_seconds(), Some(60));
+        assert_eq!(Error::new(Kind::InvalidJson, "x").retry_after_seconds(), None);
+    }
+}

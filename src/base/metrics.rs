@@ -1,0 +1,416 @@
+//! Counters, histograms and limits: what every room counts with. `observe` writes them out.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
+
+use super::lock::{Locked, Rank};
+
+/// Most series in one registry. Past it: new series are not exported and
+/// `tidegate_metric_series_dropped_total` counts them. (OpenClaw's cap, `peers.md` 5.5.)
+pub const SERIES_MAX: usize = 2048;
+
+/// Buckets of latency histograms, in seconds.
+pub const LATENCY_BOUNDS: &[f64] = &[
+    0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5,
+    5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0,
+];
+
+/// A number that only grows.
+#[derive(Debug, Default)]
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    /// Adds one.
+    #[inline]
+    pub fn inc(&self) {
+        self.0.fetch_add(1, Relaxed);
+    }
+
+    /// Adds `n`.
+    #[inline]
+    pub fn add(&self, n: u64) {
+        self.0.fetch_add(n, Relaxed);
+    }
+
+    /// The value now.
+    pub fn value(&self) -> u64 {
+        self.0.load(Relaxed)
+    }
+}
+
+/// A number that goes up and down.
+#[derive(Debug, Default)]
+pub struct Gauge(AtomicU64);
+
+impl Gauge {
+    /// Sets the value.
+    pub fn set(&self, value: u64) {
+        self.0.store(value, Relaxed);
+    }
+
+    /// The value now.
+    pub fn value(&self) -> u64 {
+        self.0.load(Relaxed)
+    }
+}
+
+/// A histogram of durations over fixed bounds.
+#[derive(Debug)]
+pub struct Histogram {
+    bounds: &'static [f64],
+    buckets: Box<[AtomicU64]>,
+    sum_nanos: AtomicU64,
+}
+
+impl Histogram {
+    fn new(bounds: &'static [f64]) -> Self {
+        let buckets = (0..=bounds.len()).map(|_| AtomicU64::new(0)).collect();
+        Histogram { bounds, buckets, sum_nanos: AtomicU64::new(0) }
+    }
+
+    /// Records one duration.
+    pub fn observe(&self, value: Duration) {
+        let seconds = value.as_secs_f64();
+        let index = self.bounds.partition_point(|bound| *bound < seconds);
+        self.buckets[index].fetch_add(1, Relaxed);
+        let nanos = u64::try_from(value.as_nanos()).unwrap_or(u64::MAX);
+        self.sum_nanos.fetch_add(nanos, Relaxed);
+    }
+
+    /// The upper bounds, without the last one (infinity).
+    pub fn bounds(&self) -> &'static [f64] {
+        self.bounds
+    }
+
+    /// The count in each bucket (not cumulative), the last one above every bound.
+    pub fn counts(&self) -> Vec<u64> {
+        self.buckets.iter().map(|bucket| bucket.load(Relaxed)).collect()
+    }
+
+    /// The sum of all durations, in seconds.
+    pub fn sum(&self) -> f64 {
+        Duration::from_nanos(self.sum_nanos.load(Relaxed)).as_secs_f64()
+    }
+}
+
+/// A limit: how much of something there is, has been at most, and may be. The one primitive behind
+/// every bound: what is taken is a [`Lease`], whose drop gives it back.
+#[derive(Debug)]
+pub struct Limit {
+    now: AtomicU64,
+    high_water: AtomicU64,
+    max: AtomicU64,
+    refused: AtomicU64,
+}
+
+impl Limit {
+    /// A limit that is in no registry: for tests, and for parts of a larger one.
+    pub fn detached(max: u64) -> Arc<Self> {
+        Arc::new(Limit {
+            now: AtomicU64::new(0),
+            high_water: AtomicU64::new(0),
+            max: AtomicU64::new(max),
+            refused: AtomicU64::new(0),
+        })
+    }
+
+    /// Takes `n`, or refuses and counts the refusal when that would pass the limit.
+    pub fn try_take(self: &Arc<Self>, n: u64) -> Option<Lease> {
+        let max = self.max.load(Relaxed);
+        let taken = self.now.fetch_update(Relaxed, Relaxed, |now| {
+            now.checked_add(n).filter(|sum| *sum <= max)
+        });
+        match taken {
+            Ok(before) => {
+                self.high_water.fetch_max(before + n, Relaxed);
+                Some(Lease { limit: Arc::clone(self), amount: n })
+            }
+            Err(_) => {
+                self.refused.fetch_add(1, Relaxed);
+                None
+            }
+        }
+    }
+
+    /// For containers that know their own size: says what it is now.
+    pub fn set_now(&self, now: u64) {
+        self.now.store(now, Relaxed);
+        self.high_water.fetch_max(now, Relaxed);
+    }
+
+    /// Counts a refusal by a container that enforces the limit itself.
+    pub fn refuse(&self) {
+        self.refused.fetch_add(1, Relaxed);
+    }
+
+    /// Changes the limit (a live setting). What is held already stays held.
+    pub fn set_max(&self, max: u64) {
+        self.max.store(max, Relaxed);
+    }
+
+    /// How much is taken now.
+    pub fn now(&self) -> u64 {
+        self.now.load(Relaxed)
+    }
+
+    /// The most that was ever taken at once.
+    pub fn high_water(&self) -> u64 {
+        self.high_water.load(Relaxed)
+    }
+
+    /// How much may be taken.
+    pub fn max(&self) -> u64 {
+        self.max.load(Relaxed)
+    }
+
+    /// How often the limit was hit.
+    pub fn refused(&self) -> u64 {
+        self.refused.load(Relaxed)
+    }
+}
+
+/// A part of a [`Limit`], given back on drop.
+#[derive(Debug)]
+pub struct Lease {
+    limit: Arc<Limit>,
+    amount: u64,
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.limit.now.fetch_sub(self.amount, Relaxed);
+    }
+}
+
+/// One exported series.
+#[derive(Clone, Debug)]
+pub enum Metric {
+    /// Only grows.
+    Counter(Arc<Counter>),
+    /// Goes up and down.
+    Gauge(Arc<Gauge>),
+    /// A distribution.
+    Histogram(Arc<Histogram>),
+}
+
+/// Label names and values of a series.
+pub type Labels = Vec<(&'static str, String)>;
+
+/// All series of one name.
+#[derive(Clone, Debug)]
+pub struct Family {
+    /// The exported name, with `tidegate_` and its unit.
+    pub name: &'static str,
+    /// One sentence for `# HELP`.
+    pub help: &'static str,
+    /// The series.
+    pub series: Vec<(Labels, Metric)>,
+}
+
+/// A limit with its name and consequence, as exported.
+#[derive(Clone, Debug)]
+pub struct NamedLimit {
+    /// What is limited: the settings key where there is one (`server.connections_max`), with the
+    /// upstream's name behind it where each has its own (`upstream.concurrency_max{local}` is two
+    /// fields here: name and owner).
+    pub name: &'static str,
+    /// Whose it is (an upstream's name), or empty.
+    pub owner: String,
+    /// What happens at the limit.
+    pub consequence: &'static str,
+    /// The limit itself.
+    pub limit: Arc<Limit>,
+}
+
+#[derive(Debug, Default)]
+struct Families {
+    families: Vec<Family>,
+    limits: Vec<NamedLimit>,
+    series: usize,
+}
+
+/// Every counter, histogram and limit of one process.
+#[derive(Debug)]
+pub struct Registry {
+    inner: Locked<Families>,
+    dropped: Counter,
+}
+
+impl Default for Registry {
+    fn default() -> Self {
+        Registry {
+            inner: Locked::new(Rank::Metrics, Families::default()),
+            dropped: Counter::default(),
+        }
+    }
+}
+
+impl Registry {
+    /// The counter of this name and these labels; the same one for the same arguments.
+    pub fn counter(
+        &self,
+        name: &'static str,
+        help: &'static str,
+        labels: &[(&'static str, &str)],
+    ) -> Arc<Counter> {
+        let make = || Metric::Counter(Arc::default());
+        match self.series(name, help, labels, make) {
+            Metric::Counter(counter) => counter,
+            _ => Arc::default(),
+        }
+    }
+
+    /// The gauge of this name and these labels.
+    pub fn gauge(
+        &self,
+        name: &'static str,
+        help: &'static str,
+        labels: &[(&'static str, &str)],
+    ) -> Arc<Gauge> {
+        let make = || Metric::Gauge(Arc::default());
+        match self.series(name, help, labels, make) {
+            Metric::Gauge(gauge) => gauge,
+            _ => Arc::default(),
+        }
+    }
+
+    /// The latency histogram of this name and these labels.
+    pub fn histogram(
+        &self,
+        name: &'static str,
+        help: &'static str,
+        labels: &[(&'static str, &str)],
+    ) -> Arc<Histogram> {
+        let make = || Metric::Histogram(Arc::new(Histogram::new(LATENCY_BOUNDS)));
+        match self.series(name, help, labels, make) {
+            Metric::Histogram(histogram) => histogram,
+            _ => Arc::new(Histogram::new(LATENCY_BOUNDS)),
+        }
+    }
+
+    /// Registers a limit. The same name and owner give the same limit, with `max` as its new bound.
+    pub fn limit(
+        &self,
+        name: &'static str,
+        owner: &str,
+        max: u64,
+        consequence: &'static str,
+    ) -> Arc<Limit> {
+        self.inner.with(|inner| {
+            let known = inner.limits.iter().find(|l| l.name == name && l.owner == owner);
+            if let Some(known) = known {
+                known.limit.set_max(max);
+                return Arc::clone(&known.limit);
+            }
+            let limit = Limit::detached(max);
+            if inner.series >= SERIES_MAX {
+                self.dropped.inc();
+            } else {
+                inner.series += 1;
+                inner.limits.push(NamedLimit {
+                    name,
+                    owner: owner.to_owned(),
+                    consequence,
+                    limit: Arc::clone(&limit),
+                });
+            }
+            limit
+        })
+    }
+
+    /// A copy of the families and limits, for exposition.
+    pub fn gather(&self) -> (Vec<Family>, Vec<NamedLimit>) {
+        self.inner.with(|inner| (inner.families.clone(), inner.limits.clone()))
+    }
+
+    /// Series that were not exported because there were too many.
+    pub fn dropped(&self) -> u64 {
+        self.dropped.value()
+    }
+
+    fn series(
+        &self,
+        name: &'static str,
+        help: &'static str,
+        labels: &[(&'static str, &str)],
+        make: impl FnOnce() -> Metric,
+    ) -> Metric {
+        self.inner.with(|inner| {
+            let position = inner.families.iter().position(|family| family.name == name);
+            let position = position.unwrap_or_else(|| {
+                inner.families.push(Family { name, help, series: Vec::new() });
+                inner.families.len() - 1
+            });
+            let same = |have: &Labels| {
+                have.len() == labels.len()
+                    && have.iter().zip(labels).all(|(a, b)| a.0 == b.0 && a.1 == b.1)
+            };
+            let family = &inner.families[position];
+            if let Some((_, metric)) = family.series.iter().find(|(have, _)| same(have)) {
+                return metric.clone();
+            }
+            let metric = make();
+            if inner.series >= SERIES_MAX {
+                self.dropped.inc();
+            } else {
+                inner.series += 1;
+                let labels = labels.iter().map(|(k, v)| (*k, (*v).to_owned())).collect();
+                inner.families[position].series.push((labels, metric.clone()));
+            }
+            metric
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_limit_is_hit_exactly_at_its_bound_and_given_back_on_drop() {
+        let limit = Limit::detached(2);
+        let first = limit.try_take(1).unwrap();
+        let second = limit.try_take(1).unwrap();
+        assert!(limit.try_take(1).is_none());
+        assert_eq!((limit.now(), limit.high_water(), limit.refused()), (2, 2, 1));
+        drop(first);
+        assert!(limit.try_take(2).is_none());
+        assert!(limit.try_take(u64::MAX).is_none(), "no overflow");
+        drop(second);
+        assert_eq!(limit.now(), 0);
+        assert!(limit.try_take(2).is_some());
+    }
+
+    #[test]
+    fn the_same_name_and_labels_give_the_same_series() {
+        let registry = Registry::default();
+        registry.counter("a_total", "A.", &[("x", "1")]).inc();
+        registry.counter("a_total", "A.", &[("x", "1")]).inc();
+        registry.counter("a_total", "A.", &[("x", "2")]).inc();
+        let (families, _) = registry.gather();
+        assert_eq!(families.len(), 1);
+        assert_eq!(families[0].series.len(), 2);
+        assert!(matches!(&families[0].series[0].1, Metric::Counter(c) if c.value() == 2));
+    }
+
+    #[test]
+    fn series_are_bounded() {
+        let registry = Registry::default();
+        for n in 0..SERIES_MAX + 3 {
+            registry.counter("a_total", "A.", &[("x", &n.to_string())]).inc();
+        }
+        assert_eq!(registry.gather().0[0].series.len(), SERIES_MAX);
+        assert_eq!(registry.dropped(), 3);
+    }
+
+    #[test]
+    fn a_histogram_puts_a_value_on_a_bound_into_that_bucket() {
+        let histogram = Histogram::new(&[0.001, 0.01]);
+        for ms in [1, 2, 10, 11] {
+            histogram.observe(Duration::from_millis(ms));
+        }
+        assert_eq!(histogram.counts(), [1, 2, 1]);
+        assert!((histogram.sum() - 0.024).abs() < 1e-9);
+    }
+}

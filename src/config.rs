@@ -1,0 +1,5 @@
+//! Settings: schema, load, validate, reload.
+
+pub mod settings;
+
+pub use settings::Config;

@@ -1,0 +1,216 @@
+//! The settings as the rest of the program holds them: typed, resolved and valid. Only
+//! [`crate::config`] makes a [`Config`]; the raw form that people write stands in `config/raw.rs`.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// A valid configuration. Immutable: a reload makes another one.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Where it came from; `None` for the built-in defaults.
+    pub path: Option<PathBuf>,
+    /// The data plane.
+    pub server: Server,
+    /// The ops plane.
+    pub ops: Ops,
+    /// Who may ask; empty: anybody, and only on loopback.
+    pub keys: Vec<Key>,
+    /// The declared upstreams, and `echo`, which is always there.
+    pub upstreams: Vec<Arc<Upstream>>,
+    /// The models that clients ask for.
+    pub models: Vec<Arc<Model>>,
+    /// Logs.
+    pub log: Log,
+    /// The state directory.
+    pub state_dir: Option<PathBuf>,
+}
+
+/// `[server]`.
+#[derive(Clone, Debug, PartialEq)]
+#[expect(missing_docs, reason = "each is documented where people write it: config/raw.rs")]
+pub struct Server {
+    pub listen: SocketAddr,
+    pub workers: usize,
+    pub exchanges_max: usize,
+    pub waiting_max: usize,
+    pub waiting_timeout: Duration,
+    pub queue_max: usize,
+    pub connections_max: usize,
+    pub connections_per_address_max: usize,
+    pub head_max: usize,
+    pub headers_max: usize,
+    pub target_max: usize,
+    pub head_timeout: Duration,
+    pub body_max: usize,
+    pub bodies_total_max: usize,
+    pub body_rate_min: usize,
+    pub body_timeout: Duration,
+    pub keepalive_timeout: Duration,
+    pub write_timeout: Duration,
+    pub early_head: Duration,
+    pub request_timeout: Duration,
+    pub drain_timeout: Duration,
+    pub allowed_hosts: Vec<String>,
+    pub allowed_origins: Vec<String>,
+    /// Addresses of proxies in front, exempt from the cap per address like loopback.
+    pub trusted_proxies: Vec<std::net::IpAddr>,
+}
+
+/// `[ops]`.
+#[derive(Clone, Debug, PartialEq)]
+#[expect(missing_docs, reason = "each is documented where people write it: config/raw.rs")]
+pub struct Ops {
+    pub listen: SocketAddr,
+}
+
+/// `[[key]]`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Key {
+    /// The name in logs and metrics.
+    pub name: String,
+    /// SHA-256 of the key.
+    pub sha256: [u8; 32],
+}
+
+/// What an upstream speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum UpstreamKind {
+    /// Ollama's own API.
+    Ollama,
+    /// The OpenAI API.
+    OpenAi,
+    /// Built in: streams the prompt back word by word.
+    Echo,
+}
+
+/// `[[upstream]]`.
+#[derive(Clone, Debug, PartialEq)]
+#[expect(missing_docs, reason = "each is documented where people write it: config/raw.rs")]
+pub struct Upstream {
+    pub name: String,
+    pub kind: UpstreamKind,
+    /// `None` for `echo`.
+    pub url: Option<BaseUrl>,
+    pub key: Option<Secret>,
+    /// A PEM file of the only roots to trust for this upstream; else the platform's.
+    pub ca_file: Option<PathBuf>,
+    /// `http://host:port` of a proxy (CONNECT for https, absolute form for http).
+    pub proxy: Option<BaseUrl>,
+    pub connect_timeout: Duration,
+    pub first_token_timeout: Duration,
+    /// `None`: the attempt's share of the request total.
+    pub answer_timeout: Option<Duration>,
+    pub idle_timeout: Duration,
+    pub total_timeout: Duration,
+    pub stream_line_max: usize,
+    /// Largest whole answer taken from this upstream, in bytes.
+    pub answer_max: usize,
+    pub concurrency_max: usize,
+    pub waiting_max: usize,
+    /// `num_ctx` sent to an Ollama upstream when the request names none.
+    pub num_ctx: Option<u64>,
+    /// `echo` only: pause before each word.
+    pub word_delay: Duration,
+}
+
+/// The address of an upstream, taken apart.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct BaseUrl {
+    /// True for `https`.
+    pub tls: bool,
+    /// Host name or address, without brackets.
+    pub host: String,
+    /// Port, the scheme's own when none was written.
+    pub port: u16,
+    /// Path without its trailing slash: `""` or `"/v1"`.
+    pub path: String,
+}
+
+impl BaseUrl {
+    /// `Host` as it goes on the wire: the port only when it is not the scheme's own.
+    pub fn authority(&self) -> String {
+        let host =
+            if self.host.contains(':') { format!("[{}]", self.host) } else { self.host.clone() };
+        if self.port == if self.tls { 443 } else { 80 } {
+            host
+        } else {
+            format!("{host}:{}", self.port)
+        }
+    }
+
+    /// The whole URL, without a trailing slash.
+    pub fn to_url(&self) -> String {
+        let scheme = if self.tls { "https" } else { "http" };
+        format!("{scheme}://{}{}", self.authority(), self.path)
+    }
+}
+
+/// A secret: never printed.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(String);
+
+impl Secret {
+    /// Wraps a secret.
+    pub fn new(value: String) -> Self {
+        Secret(value)
+    }
+
+    /// The secret itself, for the wire.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("(secret)")
+    }
+}
+
+/// `[[model]]`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Model {
+    /// What clients ask for.
+    pub name: String,
+    /// Primary first, then the fallbacks in order; never empty.
+    pub chain: Vec<Target>,
+    /// Deadline of a request for this model; `None`: `server.request_timeout`.
+    pub total_timeout: Option<Duration>,
+}
+
+/// One link of a chain.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Target {
+    /// The upstream.
+    pub upstream: Arc<Upstream>,
+    /// The model as the upstream knows it.
+    pub model: String,
+    /// `tools = false` in the config: cannot carry tools.
+    pub tools: bool,
+    /// `images = false` in the config: cannot carry images.
+    pub images: bool,
+}
+
+/// `[log]`.
+#[derive(Clone, Debug, PartialEq)]
+#[expect(missing_docs, reason = "each is documented where people write it: config/raw.rs")]
+pub struct Log {
+    pub level: log::LevelFilter,
+    /// `None`: standard error.
+    pub dir: Option<PathBuf>,
+    pub format: LogFormat,
+    pub rotate_size: u64,
+    pub keep_files: usize,
+    pub pending_max: usize,
+}
+
+/// How a log line looks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// `time level event key=value …`
+    Text,
+    /// One JSON object a line.
+    Json,
+}

@@ -1,0 +1,1 @@
+//! `tidegate run`: start order, phases, signals, drain, stop.

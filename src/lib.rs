@@ -1,0 +1,16 @@
+//! Tidegate: a gateway that stays up, between the programs that talk to language models and the
+//! services that answer them.
+//!
+//! The map, top to bottom; a module uses only modules below it (`tests/tidy.rs` holds this).
+//! `ARCHITECTURE.md` says why each room is where it is.
+
+pub mod cli;
+pub mod daemon;
+pub mod ops;
+pub mod gateway;
+pub mod llm;
+pub mod upstream;
+pub mod observe;
+pub mod config;
+pub mod net;
+pub mod base;

@@ -1,0 +1,1 @@
+//! Dialects, translation and the streaming core.

@@ -1,0 +1,1 @@
+//! The ops plane: health, readiness, metrics.

@@ -1,0 +1,1 @@
+//! Calls to upstreams: chain, deadlines, retry.
