@@ -6,3 +6,4 @@ pub mod id;
 pub mod lock;
 pub mod metrics;
 pub mod thread;
+pub mod time_format;
