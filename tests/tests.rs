@@ -1,1 +1,18 @@
-//! One test binary.
+//! The tests of the running program, in one binary: each starts `tidegate run` in a folder of its
+//! own, on ports of its own, and looks at it from outside (sockets, `/proc`, metrics, logs).
+//!
+//! `TIDEGATE_TEST_PATIENCE` multiplies every patience (default 1), `TIDEGATE_TEST_BIN` names
+//! another program to test than the one that Cargo built, `TIDEGATE_SLOW_TESTS=1` runs the long ones in full.
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::print_stderr,
+    clippy::disallowed_methods,
+    clippy::disallowed_types,
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "a test may fail loudly, print its figures, and use plain threads, locks and clocks"
+)]
+
+// Sandbox, daemon, raw client, fake upstream.
+mod support;

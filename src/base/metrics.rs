@@ -118,9 +118,9 @@ impl Limit {
     /// Takes `n`, or refuses and counts the refusal when that would pass the limit.
     pub fn try_take(self: &Arc<Self>, n: u64) -> Option<Lease> {
         let max = self.max.load(Relaxed);
-        let taken = self.now.fetch_update(Relaxed, Relaxed, |now| {
-            now.checked_add(n).filter(|sum| *sum <= max)
-        });
+        let taken = self
+            .now
+            .fetch_update(Relaxed, Relaxed, |now| now.checked_add(n).filter(|sum| *sum <= max));
         match taken {
             Ok(before) => {
                 self.high_water.fetch_max(before + n, Relaxed);

@@ -116,7 +116,10 @@ impl Headers {
         self.fields.iter().map(|&(start, middle, end)| {
             let name = &self.bytes[start as usize..middle as usize];
             // Names were checked to be tokens, which are ASCII.
-            (std::str::from_utf8(name).unwrap_or_default(), &self.bytes[middle as usize..end as usize])
+            (
+                std::str::from_utf8(name).unwrap_or_default(),
+                &self.bytes[middle as usize..end as usize],
+            )
         })
     }
 
@@ -170,7 +173,11 @@ pub struct Response {
 impl Response {
     /// An answer with a body of this type.
     pub fn new(status: u16, content_type: &'static str, body: impl Into<Vec<u8>>) -> Self {
-        Response { status, headers: vec![("content-type", content_type.to_owned())], body: body.into() }
+        Response {
+            status,
+            headers: vec![("content-type", content_type.to_owned())],
+            body: body.into(),
+        }
     }
 
     /// A JSON answer.

@@ -1,0 +1,71 @@
+//! What every test uses: a folder of its own, the daemon, a client that sees bytes, and upstreams
+//! that misbehave as told.
+
+use std::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::time::Duration;
+
+pub mod ask;
+pub mod conf;
+pub mod daemon;
+pub mod metrics;
+pub mod peers;
+pub mod process;
+pub mod sandbox;
+pub mod stream;
+pub mod wire;
+
+/// A wait, made longer on slow machines by `TIDEGATE_TEST_PATIENCE`.
+pub fn patience(base: Duration) -> Duration {
+    base.mul_f64(patience_factor())
+}
+
+/// The factor of `TIDEGATE_TEST_PATIENCE`; 1 when it is not set.
+pub fn patience_factor() -> f64 {
+    let factor = std::env::var("TIDEGATE_TEST_PATIENCE").ok().and_then(|text| text.parse().ok());
+    factor.unwrap_or(1.0)
+}
+
+/// How long [`assert_eventually!`] waits.
+pub const EVENTUALLY: Duration = Duration::from_secs(5);
+
+/// Whether the long tests run in full.
+pub fn slow_tests() -> bool {
+    std::env::var("TIDEGATE_SLOW_TESTS").is_ok_and(|value| value == "1")
+}
+
+/// Looks at a condition every few milliseconds until it holds; fails when patience runs out.
+#[macro_export]
+macro_rules! assert_eventually {
+    ($condition:expr) => {
+        $crate::assert_eventually!($condition, "never held: {}", stringify!($condition))
+    };
+    ($condition:expr, $($message:tt)+) => {{
+        let deadline = std::time::Instant::now()
+            + $crate::support::patience($crate::support::EVENTUALLY);
+        while !$condition {
+            assert!(std::time::Instant::now() < deadline, $($message)+);
+            std::thread::sleep(std::time::Duration::from_millis(4));
+        }
+    }};
+}
+
+/// Tests that measure time run alone; all others side by side.
+static MACHINE: RwLock<()> = RwLock::new(());
+
+/// A test's share of the machine; held by its [`sandbox::Sandbox`].
+pub enum Share {
+    /// With others.
+    Shared(#[expect(dead_code, reason = "held for its drop")] RwLockReadGuard<'static, ()>),
+    /// Alone.
+    Alone(#[expect(dead_code, reason = "held for its drop")] RwLockWriteGuard<'static, ()>),
+}
+
+impl Share {
+    fn shared() -> Self {
+        Share::Shared(MACHINE.read().unwrap_or_else(|poisoned| poisoned.into_inner()))
+    }
+
+    fn alone() -> Self {
+        Share::Alone(MACHINE.write().unwrap_or_else(|poisoned| poisoned.into_inner()))
+    }
+}

@@ -1,0 +1,7 @@
+//! Upstreams that behave, or misbehave, as told.
+
+pub mod answers;
+pub mod faults;
+pub mod upstream;
+
+pub use upstream::{Call, FakeUpstream, Gate, Seen, Step};
