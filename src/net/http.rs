@@ -93,39 +93,76 @@ pub enum BodyLength {
     UntilClose,
 }
 
+/// The head of an answer from an upstream, fields in the order they came.
+#[derive(Clone, Debug)]
+pub struct ResponseHead {
+    /// The status, 100 to 599.
+    pub status: u16,
+    /// True for HTTP/1.1, false for HTTP/1.0.
+    pub http11: bool,
+    /// The header fields; values are free of CR, LF and NUL, and trimmed, but may hold bytes
+    /// outside ASCII.
+    pub headers: Headers,
+    /// The body that follows.
+    pub body: BodyLength,
+    /// Whether the connection may carry another request after this answer.
+    pub keep_alive: bool,
+}
+
 /// Header fields in one buffer: no allocation per field.
 #[derive(Clone, Debug, Default)]
 pub struct Headers {
     bytes: Vec<u8>,
-    /// (name start, value start, value end) of each field.
-    fields: Vec<(u32, u32, u32)>,
+    fields: Vec<Field>,
+}
+
+/// Where one field lies in the buffer of its [`Headers`]. Heads are bounded far below 4 GiB.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Field {
+    pub(crate) name: u32,
+    pub(crate) name_end: u32,
+    pub(crate) value: u32,
+    pub(crate) value_end: u32,
+}
+
+/// An offset within a head.
+pub(crate) fn offset(at: usize) -> u32 {
+    u32::try_from(at).unwrap_or(u32::MAX)
 }
 
 impl Headers {
-    /// Adds a field. Heads are bounded far below 4 GiB before they get here.
+    /// From a block of raw lines and the places of the fields in it. One copy for all of them.
+    pub(crate) fn from_block(block: &[u8], fields: Vec<Field>) -> Self {
+        Headers { bytes: block.to_vec(), fields }
+    }
+
+    /// Adds a field.
     pub fn push(&mut self, name: &[u8], value: &[u8]) {
-        let start = self.bytes.len() as u32;
+        let start = offset(self.bytes.len());
         self.bytes.extend_from_slice(name);
-        let middle = self.bytes.len() as u32;
-        self.bytes.extend_from_slice(value);
-        self.fields.push((start, middle, self.bytes.len() as u32));
+        let name_end = offset(self.bytes.len());
+        let (value, value_end) = self.append(value);
+        self.fields.push(Field { name: start, name_end, value, value_end });
+    }
+
+    /// Gives the field at `index` another value.
+    pub(crate) fn replace(&mut self, index: usize, value: &[u8]) {
+        let (value, value_end) = self.append(value);
+        if let Some(field) = self.fields.get_mut(index) {
+            *field = Field { value, value_end, ..*field };
+        }
     }
 
     /// All fields, as they came.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &[u8])> {
-        self.fields.iter().map(|&(start, middle, end)| {
-            let name = &self.bytes[start as usize..middle as usize];
-            // Names were checked to be tokens, which are ASCII.
-            (
-                std::str::from_utf8(name).unwrap_or_default(),
-                &self.bytes[middle as usize..end as usize],
-            )
-        })
+        // Names were checked to be tokens, which are ASCII.
+        self.raw().map(|(name, value)| (std::str::from_utf8(name).unwrap_or_default(), value))
     }
 
     /// The first field of this name, whatever its case.
     pub fn get(&self, name: &str) -> Option<&[u8]> {
-        self.iter().find(|(have, _)| have.eq_ignore_ascii_case(name)).map(|(_, value)| value)
+        let name = name.as_bytes();
+        self.raw().find(|(have, _)| have.eq_ignore_ascii_case(name)).map(|(_, value)| value)
     }
 
     /// The same, when it is visible ASCII or UTF-8.
@@ -141,6 +178,22 @@ impl Headers {
     /// Whether there is none.
     pub fn is_empty(&self) -> bool {
         self.fields.is_empty()
+    }
+
+    /// All fields as bytes.
+    pub(crate) fn raw(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
+        self.fields.iter().map(|field| {
+            (
+                &self.bytes[field.name as usize..field.name_end as usize],
+                &self.bytes[field.value as usize..field.value_end as usize],
+            )
+        })
+    }
+
+    fn append(&mut self, value: &[u8]) -> (u32, u32) {
+        let start = offset(self.bytes.len());
+        self.bytes.extend_from_slice(value);
+        (start, offset(self.bytes.len()))
     }
 }
 
