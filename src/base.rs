@@ -5,5 +5,6 @@ pub mod error;
 pub mod id;
 pub mod lock;
 pub mod metrics;
+pub mod permits;
 pub mod thread;
 pub mod time_format;

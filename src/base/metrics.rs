@@ -177,6 +177,26 @@ pub struct Lease {
     amount: u64,
 }
 
+impl Lease {
+    /// Takes `n` more of the same limit; false, and nothing taken, when that would pass it.
+    pub fn grow(&mut self, n: u64) -> bool {
+        match self.limit.try_take(n) {
+            Some(mut more) => {
+                // What it took is ours to give back now.
+                more.amount = 0;
+                self.amount += n;
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// How much is taken.
+    pub fn amount(&self) -> u64 {
+        self.amount
+    }
+}
+
 impl Drop for Lease {
     fn drop(&mut self) {
         self.limit.now.fetch_sub(self.amount, Relaxed);
