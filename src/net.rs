@@ -2,5 +2,19 @@
 //!
 //! Nothing above this room mentions a socket type or a network crate.
 
+mod accept;
+mod address;
+mod conn;
+mod date;
+pub mod engine;
 pub mod http;
 pub mod http1;
+mod inbox;
+mod intake;
+mod park;
+mod respond;
+mod serve;
+pub mod service;
+pub mod settings;
+pub mod turn;
+mod workers;

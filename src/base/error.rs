@@ -328,7 +328,8 @@ impl Error {
             return None;
         }
         let wait = self.retry_after.unwrap_or(Duration::from_secs(1));
-        Some(wait.as_secs_f64().ceil().clamp(1.0, 60.0) as u64)
+        let up = u64::from(wait.subsec_nanos() > 0);
+        Some((wait.as_secs().saturating_add(up)).clamp(1, 60))
     }
 }
 

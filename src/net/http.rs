@@ -1,9 +1,11 @@
 //! Requests and responses as handlers see them.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Instant;
 
 use crate::base::id::RequestId;
+use crate::base::metrics::Lease;
 
 /// The methods the gateway knows; every other token is [`Method::Other`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -206,6 +208,12 @@ pub struct Request {
     pub head: Head,
     /// Its body, whole.
     pub body: Vec<u8>,
+    /// What the body takes of the total budget, held as long as the body is.
+    pub budget: Lease,
+    /// The route that admitted it, as the service numbers them.
+    pub route: u16,
+    /// The name of the key that was shown.
+    pub key: Option<Arc<str>>,
     /// Who asks.
     pub peer: SocketAddr,
     /// When its first byte was read.

@@ -1,0 +1,222 @@
+//! One engine: a listener, a parking thread and a pool of workers, for the data plane or the ops
+//! plane.
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::time::Instant;
+
+use arc_swap::ArcSwap;
+use crossbeam_channel::{Receiver, bounded};
+use mio::{Poll, Waker};
+
+use super::accept;
+use super::address::Addresses;
+use super::inbox::{Inbox, WAKE};
+use super::intake::Env;
+use super::park::Park;
+use super::service::Service;
+use super::settings::{Fixed, Settings};
+use super::workers::{Task, Workers};
+use crate::base::clock;
+use crate::base::metrics::{Counter, Limit, Registry};
+use crate::base::permits::Permits;
+use crate::base::thread::{self, Thread};
+
+/// Sockets between the accept thread and the parking thread.
+const ACCEPTED_MAX: usize = 256;
+
+/// What all threads of an engine share.
+pub struct Shared {
+    pub(super) name: &'static str,
+    pub(super) settings: ArcSwap<Settings>,
+    pub(super) service: Arc<dyn Service>,
+    pub(super) inbox: Inbox,
+    pub(super) workers: Workers,
+    pub(super) exchanges: Arc<Permits>,
+    pub(super) addresses: Arc<Addresses>,
+    pub(super) connections: Arc<Limit>,
+    pub(super) per_address: Arc<Limit>,
+    pub(super) bodies: Arc<Limit>,
+    pub(super) queued: Arc<Limit>,
+    pub(super) parked: Arc<Limit>,
+    pub(super) accepted: Arc<Counter>,
+    pub(super) accept_errors: Arc<Counter>,
+    pub(super) evicted: Arc<Counter>,
+    pub(super) stalled: Arc<Counter>,
+    pub(super) panics: Arc<Counter>,
+    queue: Receiver<Task>,
+    draining: AtomicBool,
+    stopping: AtomicBool,
+}
+
+impl Shared {
+    pub(super) fn draining(&self) -> bool {
+        self.draining.load(SeqCst)
+    }
+
+    pub(super) fn stopping(&self) -> bool {
+        self.stopping.load(SeqCst)
+    }
+
+    pub(super) fn queue_empty(&self) -> bool {
+        self.queue.is_empty()
+    }
+
+    pub(super) fn env<'a>(&'a self, settings: &'a Settings, peer: SocketAddr) -> Env<'a> {
+        Env { settings, service: &*self.service, bodies: &self.bodies, peer }
+    }
+}
+
+/// A running engine.
+pub struct Engine {
+    shared: Arc<Shared>,
+    address: SocketAddr,
+    accept: Option<(UnixStream, Thread)>,
+    park: Option<Thread>,
+}
+
+impl Engine {
+    /// Binds the listener and starts the threads. Connections are taken from here on.
+    ///
+    /// # Errors
+    /// When the address cannot be bound, or the operating system refuses a thread or descriptor.
+    pub fn start(
+        fixed: &Fixed,
+        settings: Settings,
+        service: Arc<dyn Service>,
+        registry: &Registry,
+    ) -> io::Result<Engine> {
+        let listener = accept::listen(fixed.listen)?;
+        let address = listener.local_addr()?;
+        let poll = Poll::new()?;
+        let waker = Waker::new(poll.registry(), WAKE)?;
+        let (queue, tasks) = bounded(fixed.queue_max);
+        let (accepted, to_park) = bounded(ACCEPTED_MAX);
+        let shared = shared(fixed, settings, service, registry, Inbox::new(waker), tasks);
+        let shared = Arc::new(shared);
+        Workers::start(&shared)?;
+        let park = Park::new(Arc::clone(&shared), poll, to_park, queue);
+        let park = thread::spawn(&format!("park-{}", fixed.name), move || park.run())?;
+        let (stop, stopped) = UnixStream::pair()?;
+        let for_accept = Arc::clone(&shared);
+        let accept = thread::spawn(&format!("accept-{}", fixed.name), move || {
+            accept::run(&for_accept, &listener, &stopped, &accepted);
+        })?;
+        Ok(Engine { shared, address, accept: Some((stop, accept)), park: Some(park) })
+    }
+
+    /// Where it listens: the port that was bound when port 0 was asked for.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Takes over new live settings.
+    pub fn reconfigure(&self, settings: Settings) {
+        self.shared.connections.set_max(settings.connections_max as u64);
+        self.shared.per_address.set_max(settings.connections_per_address_max as u64);
+        self.shared.bodies.set_max(settings.bodies_total_max);
+        self.shared.exchanges.waiting().set_max(settings.waiting_max as u64);
+        self.shared.exchanges.set_max(settings.exchanges_max as u64);
+        self.shared.settings.store(Arc::new(settings));
+    }
+
+    /// Takes no new connections, closes idle ones, and each other one after its answer. Does not
+    /// block for longer than the accept thread needs to end.
+    pub fn begin_drain(&mut self) {
+        self.shared.draining.store(true, SeqCst);
+        if let Some((stop, accept)) = self.accept.take() {
+            drop(stop);
+            accept.join();
+        }
+        self.shared.inbox.wake();
+    }
+
+    /// Whether every connection is closed.
+    pub fn drained(&self) -> bool {
+        self.shared.connections.now() == 0
+    }
+
+    /// Ends all threads; those that are not done by `deadline` are left behind. Returns how many.
+    pub fn stop(mut self, deadline: Instant) -> usize {
+        self.begin_drain();
+        self.shared.stopping.store(true, SeqCst);
+        self.shared.inbox.wake();
+        if let Some(park) = self.park.take() {
+            park.join();
+        }
+        self.shared.workers.join(|| clock::now() >= deadline)
+    }
+}
+
+fn shared(
+    fixed: &Fixed,
+    settings: Settings,
+    service: Arc<dyn Service>,
+    registry: &Registry,
+    inbox: Inbox,
+    tasks: Receiver<Task>,
+) -> Shared {
+    let owner = fixed.name;
+    let limit =
+        |name, max: usize, consequence| registry.limit(name, owner, max as u64, consequence);
+    let counter = |name, help| registry.counter(name, help, &[("engine", owner)]);
+    let threads = limit(
+        "threads",
+        fixed.workers + settings.exchanges_max,
+        "exchanges run with fewer workers ready",
+    );
+    let exchanges = Permits::new(
+        limit("server.exchanges_max", settings.exchanges_max, "wait as data"),
+        limit("server.waiting_max", settings.waiting_max, "503 waiting_full"),
+    );
+    Shared {
+        name: owner,
+        inbox,
+        workers: Workers::new(fixed.workers, threads, tasks.clone()),
+        exchanges,
+        addresses: Addresses::new(),
+        connections: limit(
+            "server.connections_max",
+            settings.connections_max,
+            "close the longest idle, else 503 connections_full",
+        ),
+        per_address: limit(
+            "server.connections_per_address_max",
+            settings.connections_per_address_max,
+            "503 connections_full",
+        ),
+        bodies: registry.limit(
+            "server.bodies_total_max",
+            owner,
+            settings.bodies_total_max,
+            "503 bodies_full",
+        ),
+        queued: limit("server.queue_max", fixed.queue_max, "503 queue_full"),
+        parked: limit("parked", settings.connections_max, "bounded by server.connections_max"),
+        accepted: counter("tidegate_connections_accepted_total", "Connections accepted."),
+        accept_errors: counter(
+            "tidegate_accept_errors_total",
+            "Errors of accept(2) that were waited out.",
+        ),
+        evicted: counter(
+            "tidegate_connections_evicted_total",
+            "Idle connections closed to make room for a new one.",
+        ),
+        stalled: counter(
+            "tidegate_connections_stalled_total",
+            "Connections closed because the client did not read for server.write_timeout.",
+        ),
+        panics: counter("tidegate_panics_total", "Panics in handlers; each was answered with 500."),
+        settings: ArcSwap::from_pointee(settings),
+        service,
+        queue: tasks,
+        draining: AtomicBool::new(false),
+        stopping: AtomicBool::new(false),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,252 @@
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::time::Duration;
+
+use super::*;
+use crate::base::error::Error;
+use crate::base::id::RequestId;
+use crate::base::permits::Permit;
+use crate::net::http::{Head, Request, Response};
+use crate::net::http1::HeadLimits;
+use crate::net::service::{Admission, Job, Step, Wait};
+use crate::net::turn::Turn;
+
+struct Hello {
+    gate: Arc<Permits>,
+}
+
+struct Gated {
+    gate: Option<Permit>,
+}
+
+impl Job for Gated {
+    fn run(mut self: Box<Self>, permit: Permit, _: &mut Turn<'_>) -> Step {
+        self.gate = Some(permit);
+        Step::Respond(Response::text(200, "gated"))
+    }
+
+    fn give_up(self: Box<Self>, error: Error) -> Response {
+        Response::text(error.row().status, error.row().code)
+    }
+}
+
+impl Service for Hello {
+    fn admit(
+        &self,
+        head: &Head,
+        _: &SocketAddr,
+        _: &RequestId,
+    ) -> Result<Admission, Box<Response>> {
+        if head.path() == "/no" {
+            return Err(Box::new(Response::text(403, "no")));
+        }
+        Ok(Admission { body_max: 1000, ..Admission::default() })
+    }
+
+    fn start(&self, request: Request, turn: &mut Turn<'_>) -> Step {
+        match request.head.path() {
+            "/panic" => panic!("as asked"),
+            "/stream" => {
+                assert!(turn.begin_exchange());
+                let mut client = turn.client();
+                client.start(200, &[("content-type", "text/plain")]);
+                for word in ["one ", "two ", "three"] {
+                    if client.send(word.as_bytes()).is_err() {
+                        return Step::Streamed { keep_alive: false };
+                    }
+                }
+                Step::Streamed { keep_alive: client.finish(b"").unwrap_or(false) }
+            }
+            "/gate" => {
+                let deadline = clock::now() + Duration::from_millis(300);
+                let wait = Wait { permits: Arc::clone(&self.gate), deadline };
+                Step::Wait(Box::new(Gated { gate: None }), wait)
+            }
+            "/big" => Step::Respond(Response::text(200, vec![b'x'; 8 << 20])),
+            _ => Step::Respond(Response::text(200, request.body)),
+        }
+    }
+
+    fn refuse(&self, error: &Error, _: Option<&Head>, _: &SocketAddr, _: &RequestId) -> Response {
+        Response::text(error.row().status, error.row().code)
+    }
+}
+
+fn settings() -> Settings {
+    Settings {
+        head: HeadLimits { head_max: 16 << 10, headers_max: 100, target_max: 8 << 10 },
+        head_timeout: Duration::from_millis(300),
+        body_rate_min: 1024,
+        body_timeout: Duration::from_millis(600),
+        keepalive_timeout: Duration::from_secs(5),
+        write_timeout: Duration::from_millis(500),
+        waiting_timeout: Duration::from_secs(1),
+        connections_max: 8,
+        connections_per_address_max: 0,
+        trusted_proxies: Vec::new(),
+        bodies_total_max: 1 << 20,
+        exchanges_max: 4,
+        waiting_max: 4,
+    }
+}
+
+struct Running {
+    engine: Option<Engine>,
+    gate: Arc<Permits>,
+    registry: Registry,
+}
+
+fn start() -> Running {
+    let gate = Permits::new(Limit::detached(1), Limit::detached(2));
+    let service = Arc::new(Hello { gate: Arc::clone(&gate) });
+    let fixed =
+        Fixed { name: "data", listen: "127.0.0.1:0".parse().unwrap(), workers: 2, queue_max: 8 };
+    let registry = Registry::default();
+    let engine = Engine::start(&fixed, settings(), service, &registry).unwrap();
+    Running { engine: Some(engine), gate, registry }
+}
+
+impl Running {
+    fn connect(&self) -> TcpStream {
+        let stream = TcpStream::connect(self.engine.as_ref().unwrap().address()).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        stream
+    }
+
+    fn now(&self, name: &str) -> u64 {
+        let (_, limits) = self.registry.gather();
+        limits.iter().find(|limit| limit.name == name).unwrap().limit.now()
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let engine = self.engine.take().unwrap();
+        let late = engine.stop(clock::now() + Duration::from_secs(5));
+        assert_eq!(late, 0, "threads left");
+        assert_eq!(self.now("server.bodies_total_max"), 0);
+        assert_eq!(self.now("server.exchanges_max"), 0);
+        assert_eq!(self.now("server.connections_max"), 0);
+    }
+}
+
+/// Everything until the peer closes, or `until` was seen.
+fn read_until(stream: &mut TcpStream, until: &str) -> String {
+    let mut got = Vec::new();
+    let mut bytes = [0; 4096];
+    loop {
+        match stream.read(&mut bytes) {
+            Ok(0) | Err(_) => break,
+            Ok(n) => got.extend_from_slice(&bytes[..n]),
+        }
+        if String::from_utf8_lossy(&got).contains(until) {
+            break;
+        }
+    }
+    String::from_utf8(got).unwrap()
+}
+
+#[test]
+fn requests_are_answered_in_order_also_when_they_come_at_once_or_byte_by_byte() {
+    let running = start();
+    let mut stream = running.connect();
+    let one = "POST /a HTTP/1.1\r\nhost: x\r\ncontent-length: 5\r\n\r\nhello";
+    let two = "GET /stream HTTP/1.1\r\nhost: x\r\n\r\n";
+    stream.write_all(format!("{one}{two}{one}").as_bytes()).unwrap();
+    let got = read_until(&mut stream, "0\r\n\r\n");
+    assert!(got.contains("content-length: 5\r\n"), "{got}");
+    assert!(got.contains("\r\n\r\nhello"), "{got}");
+    assert!(got.contains("4\r\none \r\n"), "{got}");
+    let got = if got.matches("hello").count() == 2 {
+        String::new()
+    } else {
+        read_until(&mut stream, "hello")
+    };
+    assert!(got.is_empty() || got.contains("hello"), "{got}");
+    for byte in one.as_bytes() {
+        stream.write_all(&[*byte]).unwrap();
+    }
+    assert!(read_until(&mut stream, "hello").ends_with("hello"));
+}
+
+#[test]
+fn what_is_wrong_is_refused_and_the_connection_closed() {
+    let running = start();
+    for (request, code) in [
+        ("GET / HTTP/1.1\r\n\r\n", "bad_request"),
+        ("POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 1001\r\n\r\n", "body_too_large"),
+        ("GET /no HTTP/1.1\r\nhost: x\r\n\r\n", "\r\n\r\nno"),
+        ("GET / HTT", "request_timeout"),
+        ("POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\nx", "request_timeout"),
+        ("GET /panic HTTP/1.1\r\nhost: x\r\n\r\n", "internal"),
+    ] {
+        let mut stream = running.connect();
+        stream.write_all(request.as_bytes()).unwrap();
+        let got = read_until(&mut stream, "never");
+        assert!(got.ends_with(code), "{request:?}: {got}");
+        assert!(got.contains("connection: close\r\n"), "{got}");
+    }
+}
+
+#[test]
+fn a_waiting_request_gets_its_permit_its_timeout_or_is_gone() {
+    let running = start();
+    let held = running.gate.try_acquire().unwrap();
+    let ask = "GET /gate HTTP/1.1\r\nhost: x\r\n\r\n";
+    let mut late = running.connect();
+    late.write_all(ask.as_bytes()).unwrap();
+    assert!(read_until(&mut late, "waiting_timeout").contains("503"));
+    let mut first = running.connect();
+    first.write_all(ask.as_bytes()).unwrap();
+    let mut leaver = running.connect();
+    leaver.write_all(ask.as_bytes()).unwrap();
+    while running.gate.waiting().now() < 2 {
+        std::thread::yield_now();
+    }
+    let mut full = running.connect();
+    full.write_all(ask.as_bytes()).unwrap();
+    assert!(read_until(&mut full, "waiting_full").contains("503"));
+    drop(leaver);
+    while running.gate.waiting().now() > 1 {
+        std::thread::yield_now();
+    }
+    drop(held);
+    assert!(read_until(&mut first, "gated").contains("200 OK"));
+}
+
+#[test]
+fn the_longest_idle_connection_makes_room_for_a_new_one() {
+    let running = start();
+    let mut idle: Vec<_> = (0..8).map(|_| running.connect()).collect();
+    while running.now("server.connections_max") < 8 {
+        std::thread::yield_now();
+    }
+    let ask = "GET / HTTP/1.1\r\nhost: x\r\n\r\n";
+    let mut new = running.connect();
+    new.write_all(ask.as_bytes()).unwrap();
+    assert!(read_until(&mut new, "\r\n\r\n").contains("200 OK"));
+    assert_eq!(read_until(&mut idle[0], "x"), "", "the first was closed");
+    idle[7].write_all(ask.as_bytes()).unwrap();
+    assert!(read_until(&mut idle[7], "\r\n\r\n").contains("200 OK"));
+}
+
+#[test]
+fn a_slow_reader_holds_no_worker_and_is_closed_when_nothing_moves() {
+    let running = start();
+    let ask = "GET /big HTTP/1.1\r\nhost: x\r\n\r\n";
+    let mut slow: Vec<_> = (0..5).map(|_| running.connect()).collect();
+    for stream in &mut slow {
+        stream.write_all(ask.as_bytes()).unwrap();
+    }
+    let mut other = running.connect();
+    other.write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n").unwrap();
+    assert!(read_until(&mut other, "\r\n\r\n").contains("200 OK"));
+    let mut reader = running.connect();
+    reader.write_all(b"GET /big HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").unwrap();
+    let mut all = Vec::new();
+    reader.read_to_end(&mut all).unwrap();
+    assert!(all.len() > 8 << 20);
+    while running.now("server.connections_max") > 1 {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}

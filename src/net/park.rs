@@ -1,0 +1,659 @@
+//! The parking thread: it holds the connections that nobody works on.
+//!
+//! Idle ones, those whose request is not complete, requests that wait for a permit, answers that a
+//! slow client has not taken yet, and refused connections that linger. All of them are data: a slow
+//! client costs a buffer, never a thread.
+
+use std::collections::BTreeSet;
+use std::net::{SocketAddr, TcpStream};
+use std::os::fd::{AsFd, AsRawFd};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, Sender, TrySendError};
+use mio::event::Event;
+use mio::unix::SourceFd;
+use mio::{Events, Interest, Poll, Token};
+
+use super::address::AddressLease;
+use super::conn::{ClientConn, Current, Fill};
+use super::engine::Shared;
+use super::http::Response;
+use super::http1;
+use super::inbox::{Grant, Message, WAKE};
+use super::intake::{Advance, Refusal};
+use super::respond;
+use super::service::{Job, Wait};
+use super::settings::{LINGER_BYTES_MAX, LINGER_TIMEOUT, PARK_READ_BYTES_MAX};
+use super::turn::refused;
+use super::workers::{Task, Work};
+use crate::base::clock;
+use crate::base::error::{Error, Kind};
+use crate::base::id::RequestId;
+use crate::base::permits::{Permit, Place, Ticket};
+
+/// Events taken from the kernel at once.
+const EVENTS_MAX: usize = 1024;
+
+/// Accepted sockets taken between two looks at the rest.
+const ACCEPTED_AT_ONCE_MAX: usize = 64;
+
+/// The longest sleep: the heartbeat's interval.
+const SLEEP_MAX: Duration = Duration::from_secs(1);
+
+/// Why a connection is handed to the parking thread.
+pub enum Purpose {
+    /// For its next request, or the rest of one.
+    Next,
+    /// To take the rest of an answer; then close it or go on.
+    Flush {
+        /// What was not sent yet.
+        out: Vec<u8>,
+        /// Close it afterwards.
+        close: bool,
+    },
+    /// To be closed once the client has the answer; our side is shut already.
+    Linger,
+    /// Its request waits.
+    Wait {
+        /// The request.
+        job: Box<dyn Job>,
+        /// For what, and until when.
+        wait: Wait,
+    },
+}
+
+/// A socket just accepted.
+pub struct Accepted {
+    /// The socket.
+    pub stream: TcpStream,
+    /// Who is at the other end.
+    pub peer: SocketAddr,
+    /// Its place among the connections of its address, where those are capped.
+    pub address: Option<AddressLease>,
+}
+
+enum State {
+    Next,
+    Flush { out: Vec<u8>, sent: usize, close: bool, since: Instant },
+    Linger { discarded: usize, since: Instant },
+    Wait { job: Box<dyn Job>, _ticket: Ticket },
+}
+
+struct Entry {
+    conn: Box<ClientConn>,
+    state: State,
+    generation: u64,
+    registered: Option<Interest>,
+    timer: Option<Instant>,
+    idle_since: Option<Instant>,
+}
+
+/// The parking thread's own state.
+pub struct Park {
+    shared: Arc<Shared>,
+    poll: Poll,
+    accepted: Receiver<Accepted>,
+    queue: Sender<Task>,
+    entries: Vec<Option<Entry>>,
+    free: Vec<usize>,
+    generations: u64,
+    timers: BTreeSet<(Instant, usize)>,
+    idle: BTreeSet<(Instant, usize)>,
+    /// Connections that have more to read although nothing will wake us for it.
+    again: Vec<usize>,
+}
+
+impl Park {
+    /// The state of a parking thread that has not begun.
+    pub fn new(
+        shared: Arc<Shared>,
+        poll: Poll,
+        accepted: Receiver<Accepted>,
+        queue: Sender<Task>,
+    ) -> Self {
+        Park {
+            shared,
+            poll,
+            accepted,
+            queue,
+            entries: Vec::new(),
+            free: Vec::new(),
+            generations: 0,
+            timers: BTreeSet::new(),
+            idle: BTreeSet::new(),
+            again: Vec::new(),
+        }
+    }
+
+    /// The thread's life: until the engine stops.
+    pub fn run(mut self) {
+        let mut events = Events::with_capacity(EVENTS_MAX);
+        while !self.shared.stopping() {
+            let now = clock::now();
+            let sleep = if self.again.is_empty() && self.accepted.is_empty() {
+                let first = self.timers.first().map(|(when, _)| *when);
+                first.map_or(SLEEP_MAX, |when| when.saturating_duration_since(now).min(SLEEP_MAX))
+            } else {
+                Duration::ZERO
+            };
+            // An interrupted or failed poll only means that nothing is known to be ready.
+            if self.poll.poll(&mut events, Some(sleep)).is_err() {
+                events.clear();
+            }
+            let now = clock::now();
+            for event in &events {
+                if event.token() != WAKE {
+                    self.ready(event, now);
+                }
+            }
+            for index in std::mem::take(&mut self.again) {
+                self.read_on(index, now);
+            }
+            for message in self.shared.inbox.take() {
+                match message {
+                    Message::Park(conn, purpose) => self.park(conn, purpose, now),
+                    Message::Granted(grant) => self.granted(grant, now),
+                }
+            }
+            for _ in 0..ACCEPTED_AT_ONCE_MAX {
+                let Ok(accepted) = self.accepted.try_recv() else { break };
+                self.accept(accepted, now);
+            }
+            if self.shared.draining() {
+                self.close_idle();
+            }
+            self.expire(now);
+            self.shared.parked.set_now((self.entries.len() - self.free.len()) as u64);
+        }
+        self.give_up_all();
+    }
+
+    // === New connections ===
+
+    fn accept(&mut self, accepted: Accepted, now: Instant) {
+        let Accepted { stream, peer, address } = accepted;
+        let mut place = self.shared.connections.try_take(1);
+        if place.is_none() {
+            self.evict();
+            place = self.shared.connections.try_take(1);
+        }
+        let Some(place) = place else {
+            let context = "all connections are in use (server.connections_max); try again shortly";
+            turn_away(&self.shared, &stream, peer, Kind::ConnectionsFull, context);
+            return;
+        };
+        if let Ok(conn) = ClientConn::new(stream, peer, place, address) {
+            self.park(Box::new(conn), Purpose::Next, now);
+        }
+    }
+
+    /// Closes the connection that has been idle for longest.
+    fn evict(&mut self) {
+        if let Some(&(_, index)) = self.idle.first() {
+            self.shared.evicted.inc();
+            self.remove(index);
+        }
+    }
+
+    fn close_idle(&mut self) {
+        while let Some(&(_, index)) = self.idle.first() {
+            self.remove(index);
+        }
+    }
+
+    // === Handed over by workers ===
+
+    fn park(&mut self, mut conn: Box<ClientConn>, purpose: Purpose, now: Instant) {
+        match purpose {
+            Purpose::Next => match conn.refusal.take() {
+                Some(refusal) => self.refuse(conn, *refusal, now),
+                None => {
+                    let index = self.insert(conn, State::Next);
+                    self.read_on(index, now);
+                }
+            },
+            Purpose::Flush { out, close } => self.flush(conn, out, close, now),
+            Purpose::Linger => self.linger(conn, now),
+            Purpose::Wait { job, wait } => self.wait(conn, job, wait, now),
+        }
+    }
+
+    fn wait(&mut self, conn: Box<ClientConn>, job: Box<dyn Job>, wait: Wait, now: Instant) {
+        let index = self.reserve();
+        self.generations += 1;
+        let generation = self.generations;
+        let shared = Arc::clone(&self.shared);
+        let place = wait.permits.acquire_or_wait(move |permit| {
+            shared.inbox.grant(Grant { index, generation, permit });
+        });
+        match place {
+            Place::Granted(permit) => {
+                self.free.push(index);
+                self.dispatch(conn, Work::Resume(job, permit), now);
+            }
+            Place::Full => {
+                self.free.push(index);
+                let context = "too many requests wait already; try again shortly";
+                self.give_up(conn, job, Error::new(Kind::WaitingFull, context), now);
+            }
+            Place::Queued(ticket) => {
+                let state = State::Wait { job, _ticket: ticket };
+                self.put(index, generation, conn, state);
+                // Readable: only to see that the client leaves.
+                self.watch(index, Interest::READABLE);
+                self.set_timer(index, Some(wait.deadline));
+            }
+        }
+    }
+
+    fn granted(&mut self, grant: Grant, now: Instant) {
+        let Grant { index, generation, permit } = grant;
+        let waits = self.entries.get(index).and_then(Option::as_ref).is_some_and(|entry| {
+            entry.generation == generation && matches!(entry.state, State::Wait { .. })
+        });
+        if !waits {
+            // Gone meanwhile: dropping the permit passes it on.
+            drop(permit);
+            return;
+        }
+        if let Some(entry) = self.remove(index)
+            && let State::Wait { job, .. } = entry.state
+        {
+            self.dispatch(entry.conn, Work::Resume(job, permit), now);
+        }
+    }
+
+    // === Events ===
+
+    fn ready(&mut self, event: &Event, now: Instant) {
+        let Token(token) = event.token();
+        let index = token - 1;
+        let Some(Some(entry)) = self.entries.get_mut(index) else { return };
+        match &mut entry.state {
+            State::Next => self.read_on(index, now),
+            State::Linger { .. } => self.discard(index),
+            State::Flush { .. } if event.is_error() || event.is_write_closed() => {
+                self.remove(index);
+            }
+            State::Flush { .. } => {
+                if let Some(entry) = self.remove(index)
+                    && let State::Flush { mut out, sent, close, since } = entry.state
+                {
+                    out.drain(..sent);
+                    self.flush_since(entry.conn, out, close, since, now);
+                }
+            }
+            State::Wait { .. } if event.is_read_closed() || event.is_error() => {
+                self.client_left(index);
+            }
+            State::Wait { .. } => {}
+        }
+    }
+
+    /// Reads what is there and goes on with the request.
+    fn read_on(&mut self, index: usize, now: Instant) {
+        let mut budget = PARK_READ_BYTES_MAX;
+        loop {
+            let Some(Some(entry)) = self.entries.get_mut(index) else { return };
+            if !matches!(entry.state, State::Next) {
+                return;
+            }
+            let settings = self.shared.settings.load();
+            let env = self.shared.env(&settings, entry.conn.peer());
+            let conn = &mut entry.conn;
+            match conn.intake.advance(&mut conn.input, &env, now) {
+                Advance::Ready(request) => {
+                    if let Some(mut entry) = self.remove(index) {
+                        entry.conn.current = Some(Current::of(&request));
+                        self.dispatch(entry.conn, Work::Start(request), now);
+                    }
+                    return;
+                }
+                Advance::Refuse(refusal) => {
+                    if let Some(entry) = self.remove(index) {
+                        self.refuse(entry.conn, *refusal, now);
+                    }
+                    return;
+                }
+                Advance::Continue => {
+                    // So few bytes fit into any socket buffer that is not full of an answer.
+                    let _ = conn.send_now(http1::CONTINUE);
+                    continue;
+                }
+                Advance::More => {}
+            }
+            match conn.fill(false) {
+                Ok(Fill::Bytes(n)) => {
+                    budget = budget.saturating_sub(n);
+                    if budget == 0 {
+                        self.again.push(index);
+                        self.rest(index, now);
+                        return;
+                    }
+                }
+                Ok(Fill::Nothing) => {
+                    self.rest(index, now);
+                    return;
+                }
+                Ok(Fill::Closed) if !conn.intake.idle() => {
+                    let refusal = conn.intake.cut(&env);
+                    if let Some(entry) = self.remove(index) {
+                        self.refuse(entry.conn, *refusal, now);
+                    }
+                    return;
+                }
+                Ok(Fill::Closed) | Err(_) => {
+                    self.remove(index);
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Waits for more of a request, or for its beginning.
+    fn rest(&mut self, index: usize, now: Instant) {
+        self.watch(index, Interest::READABLE);
+        let settings = self.shared.settings.load();
+        let Some(Some(entry)) = self.entries.get_mut(index) else { return };
+        match entry.conn.intake.deadline(&settings) {
+            Some(deadline) => {
+                self.set_idle(index, None);
+                self.set_timer(index, Some(deadline));
+            }
+            None => {
+                entry.conn.input.release();
+                if entry.idle_since.is_none() {
+                    self.set_idle(index, Some(now));
+                    self.set_timer(index, Some(now + settings.keepalive_timeout));
+                }
+            }
+        }
+    }
+
+    fn client_left(&mut self, index: usize) {
+        if let Some(entry) = self.remove(index)
+            && let State::Wait { job, .. } = entry.state
+        {
+            let error = Error::new(Kind::ClientGone, "the client left while its request waited");
+            // For the log and the counters; there is nobody to send it to.
+            let _ = job.give_up(error);
+        }
+    }
+
+    // === Deadlines ===
+
+    fn expire(&mut self, now: Instant) {
+        while let Some(&(when, index)) = self.timers.first() {
+            if when > now {
+                break;
+            }
+            let Some(Some(entry)) = self.entries.get_mut(index) else {
+                self.timers.pop_first();
+                continue;
+            };
+            match &mut entry.state {
+                State::Next if entry.conn.intake.idle() => {
+                    self.remove(index);
+                }
+                State::Next => {
+                    let settings = self.shared.settings.load();
+                    let env = self.shared.env(&settings, entry.conn.peer());
+                    let refusal = entry.conn.intake.timed_out(&env);
+                    if let Some(entry) = self.remove(index) {
+                        self.refuse(entry.conn, *refusal, now);
+                    }
+                }
+                State::Flush { .. } => {
+                    self.shared.stalled.inc();
+                    self.remove(index);
+                }
+                State::Linger { .. } => {
+                    self.remove(index);
+                }
+                State::Wait { .. } => {
+                    if let Some(entry) = self.remove(index)
+                        && let State::Wait { job, .. } = entry.state
+                    {
+                        let context = "no permit came free within the waiting timeout; \
+                                       try again shortly";
+                        let error = Error::new(Kind::WaitingTimeout, context);
+                        self.give_up(entry.conn, job, error, now);
+                    }
+                }
+            }
+        }
+    }
+
+    // === Answers ===
+
+    fn dispatch(&mut self, conn: Box<ClientConn>, work: Work, now: Instant) {
+        match self.queue.try_send(Task { conn, work }) {
+            Ok(()) => self.shared.queued.set_now(self.queue.len() as u64),
+            Err(TrySendError::Full(task) | TrySendError::Disconnected(task)) => {
+                self.shared.queued.refuse();
+                let context = "all workers are busy and the queue is full; try again shortly";
+                let error = Error::new(Kind::QueueFull, context);
+                match task.work {
+                    Work::Start(request) => {
+                        let head = Some(&request.head);
+                        let peer = &request.peer;
+                        let response = self.shared.service.refuse(&error, head, peer, &request.id);
+                        self.respond(task.conn, &response, true, now);
+                    }
+                    Work::Resume(job, permit) => {
+                        drop::<Permit>(permit);
+                        self.give_up(task.conn, job, error, now);
+                    }
+                }
+            }
+        }
+    }
+
+    fn give_up(&mut self, conn: Box<ClientConn>, job: Box<dyn Job>, error: Error, now: Instant) {
+        let response = job.give_up(error);
+        self.respond(conn, &response, true, now);
+    }
+
+    fn refuse(&mut self, mut conn: Box<ClientConn>, refusal: Refusal, now: Instant) {
+        let Refusal { response, id, head_only } = refusal;
+        conn.current = Some(refused(id, head_only));
+        self.respond(conn, &response, false, now);
+    }
+
+    fn respond(
+        &mut self,
+        mut conn: Box<ClientConn>,
+        response: &Response,
+        keep: bool,
+        now: Instant,
+    ) {
+        let Some(current) = conn.current.take() else { return };
+        let keep_alive = keep && current.keep_alive && !self.shared.draining();
+        let mut out = Vec::with_capacity(512 + response.body.len());
+        respond::whole(&mut out, response, &current, keep_alive);
+        self.flush(conn, out, !keep_alive, now);
+    }
+
+    fn flush(&mut self, conn: Box<ClientConn>, out: Vec<u8>, close: bool, now: Instant) {
+        self.flush_since(conn, out, close, now, now);
+    }
+
+    /// Sends what the socket takes; waits for the rest while there is progress.
+    fn flush_since(
+        &mut self,
+        conn: Box<ClientConn>,
+        out: Vec<u8>,
+        close: bool,
+        since: Instant,
+        now: Instant,
+    ) {
+        let mut sent = 0;
+        while sent < out.len() {
+            match conn.send_now(&out[sent..]) {
+                Ok(0) => break,
+                Ok(n) => sent += n,
+                Err(_) => return,
+            }
+        }
+        if sent == out.len() {
+            if close {
+                conn.shut_write();
+                self.linger(conn, now);
+            } else {
+                self.park(conn, Purpose::Next, now);
+            }
+            return;
+        }
+        let since = if sent > 0 { now } else { since };
+        let deadline = since + self.shared.settings.load().write_timeout;
+        let index = self.insert(conn, State::Flush { out, sent, close, since });
+        self.watch(index, Interest::WRITABLE);
+        self.set_timer(index, Some(deadline));
+    }
+
+    fn linger(&mut self, conn: Box<ClientConn>, now: Instant) {
+        let index = self.insert(conn, State::Linger { discarded: 0, since: now });
+        self.watch(index, Interest::READABLE);
+        self.set_timer(index, Some(now + LINGER_TIMEOUT));
+        self.discard(index);
+    }
+
+    fn discard(&mut self, index: usize) {
+        loop {
+            let Some(Some(entry)) = self.entries.get_mut(index) else { return };
+            let State::Linger { discarded, since } = &mut entry.state else { return };
+            // A peer that keeps sending would otherwise keep us here.
+            let late = clock::now().saturating_duration_since(*since) > LINGER_TIMEOUT;
+            match entry.conn.discard() {
+                Ok(Fill::Bytes(n)) if *discarded + n <= LINGER_BYTES_MAX && !late => {
+                    *discarded += n;
+                }
+                Ok(Fill::Nothing) if !late => return,
+                _ => {
+                    self.remove(index);
+                    return;
+                }
+            }
+        }
+    }
+
+    fn give_up_all(&mut self) {
+        for index in 0..self.entries.len() {
+            if let Some(entry) = self.remove(index)
+                && let State::Wait { job, .. } = entry.state
+            {
+                let error = Error::new(Kind::Draining, "the gateway stops; try again shortly");
+                let response = job.give_up(error);
+                if let Some(current) = &entry.conn.current {
+                    let mut out = Vec::new();
+                    respond::whole(&mut out, &response, current, false);
+                    let _ = entry.conn.send_now(&out);
+                    entry.conn.shut_write();
+                }
+            }
+        }
+    }
+
+    // === The table ===
+
+    fn reserve(&mut self) -> usize {
+        self.free.pop().unwrap_or_else(|| {
+            self.entries.push(None);
+            self.entries.len() - 1
+        })
+    }
+
+    fn insert(&mut self, conn: Box<ClientConn>, state: State) -> usize {
+        let index = self.reserve();
+        self.generations += 1;
+        self.put(index, self.generations, conn, state);
+        index
+    }
+
+    fn put(&mut self, index: usize, generation: u64, conn: Box<ClientConn>, state: State) {
+        self.entries[index] = Some(Entry {
+            conn,
+            state,
+            generation,
+            registered: None,
+            timer: None,
+            idle_since: None,
+        });
+    }
+
+    fn remove(&mut self, index: usize) -> Option<Entry> {
+        self.set_timer(index, None);
+        self.set_idle(index, None);
+        let entry = self.entries.get_mut(index)?.take()?;
+        if entry.registered.is_some() {
+            let fd = entry.conn.as_fd().as_raw_fd();
+            let _ = self.poll.registry().deregister(&mut SourceFd(&fd));
+        }
+        self.free.push(index);
+        Some(entry)
+    }
+
+    fn watch(&mut self, index: usize, interest: Interest) {
+        let Some(Some(entry)) = self.entries.get_mut(index) else { return };
+        if entry.registered == Some(interest) {
+            return;
+        }
+        let fd = entry.conn.as_fd().as_raw_fd();
+        let registry = self.poll.registry();
+        let token = Token(index + 1);
+        let done = match entry.registered {
+            None => registry.register(&mut SourceFd(&fd), token, interest),
+            Some(_) => registry.reregister(&mut SourceFd(&fd), token, interest),
+        };
+        if done.is_ok() {
+            entry.registered = Some(interest);
+        }
+        // Without a registration (no kernel memory) the entry's timer closes it.
+    }
+
+    fn set_timer(&mut self, index: usize, when: Option<Instant>) {
+        let Some(Some(entry)) = self.entries.get_mut(index) else { return };
+        if entry.timer == when {
+            return;
+        }
+        if let Some(before) = entry.timer {
+            self.timers.remove(&(before, index));
+        }
+        entry.timer = when;
+        if let Some(when) = when {
+            self.timers.insert((when, index));
+        }
+    }
+
+    fn set_idle(&mut self, index: usize, since: Option<Instant>) {
+        let Some(Some(entry)) = self.entries.get_mut(index) else { return };
+        if let Some(before) = entry.idle_since {
+            self.idle.remove(&(before, index));
+        }
+        entry.idle_since = since;
+        if let Some(since) = since {
+            self.idle.insert((since, index));
+        }
+    }
+}
+
+/// Answers a connection that gets no place, as far as its socket takes it at once, and closes it.
+pub fn turn_away(
+    shared: &Shared,
+    stream: &TcpStream,
+    peer: SocketAddr,
+    kind: Kind,
+    context: &'static str,
+) {
+    let id = RequestId::generate();
+    let response = shared.service.refuse(&Error::new(kind, context), None, &peer, &id);
+    let mut out = Vec::new();
+    respond::whole(&mut out, &response, &refused(id, false), false);
+    let dont_wait = rustix::net::SendFlags::DONTWAIT | rustix::net::SendFlags::NOSIGNAL;
+    let _ = rustix::net::send(stream, &out, dont_wait);
+    let _ = stream.shutdown(std::net::Shutdown::Write);
+    // What the client sent already is read, so that closing does not reset the answer away.
+    let mut discarded = [0_u8; 4096];
+    let _ = rustix::net::recv(stream, &mut discarded[..], rustix::net::RecvFlags::DONTWAIT);
+}

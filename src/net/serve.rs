@@ -1,0 +1,188 @@
+//! A worker serves a connection: one request, and those that follow at once.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+
+use super::conn::{ClientConn, Current, Fill};
+use super::engine::Shared;
+use super::http::{Request, Response};
+use super::intake::Advance;
+use super::park::Purpose;
+use super::respond;
+use super::service::Step;
+use super::settings::TURNS_MAX;
+use super::turn::{Turn, refused};
+use super::workers::{Occupied, Task, Work};
+use crate::base::clock;
+use crate::base::error::{Error, Kind};
+
+/// What a worker keeps between requests.
+#[derive(Default)]
+pub struct Scratch {
+    out: Vec<u8>,
+}
+
+/// What comes after an answer.
+enum Next {
+    /// Another request of the same connection is complete.
+    Request(Box<Request>),
+    /// The connection is somebody else's now, or closed.
+    Done,
+}
+
+/// Serves `task`, and the requests behind it on the same connection for as long as that is right.
+pub fn serve(shared: &Arc<Shared>, task: Task, scratch: &mut Scratch) {
+    let Task { mut conn, mut work } = task;
+    let mut occupied: Option<Occupied> = None;
+    let mut turns = 0;
+    loop {
+        let (keep, step) = turn(shared, &mut conn, work, &mut occupied, scratch);
+        conn.answered += 1;
+        turns += 1;
+        let next = match step {
+            None => Next::Done,
+            Some(Step::Respond(response)) => {
+                match respond_now(shared, conn, &response, keep, scratch) {
+                    Some(same) => {
+                        conn = same;
+                        following(shared, &mut conn, &mut occupied, turns)
+                    }
+                    None => return,
+                }
+            }
+            Some(Step::Streamed { keep_alive: true }) => {
+                following(shared, &mut conn, &mut occupied, turns)
+            }
+            Some(Step::Streamed { keep_alive: false }) => {
+                finish(shared, conn);
+                return;
+            }
+            Some(Step::Wait(job, wait)) => {
+                shared.inbox.park(conn, Purpose::Wait { job, wait });
+                return;
+            }
+        };
+        match next {
+            Next::Request(request) => work = Work::Start(request),
+            Next::Done => {
+                // `following` says so only while the connection is ours: hand it on.
+                shared.inbox.park(conn, Purpose::Next);
+                return;
+            }
+        }
+    }
+}
+
+/// Runs one turn. A panic is a 500 and a closed connection; the worker lives.
+fn turn(
+    shared: &Arc<Shared>,
+    conn: &mut ClientConn,
+    work: Work,
+    occupied: &mut Option<Occupied>,
+    scratch: &mut Scratch,
+) -> (bool, Option<Step>) {
+    if let Work::Start(request) = &work {
+        conn.current = Some(Current::of(request));
+    }
+    let mut turn = Turn { shared, conn, occupied, slot: None, out: &mut scratch.out };
+    let ran = catch_unwind(AssertUnwindSafe(|| match work {
+        Work::Start(request) => shared.service.start(*request, &mut turn),
+        Work::Resume(job, permit) => job.run(permit, &mut turn),
+    }));
+    drop(turn.slot.take());
+    match ran {
+        Ok(step) => (true, Some(step)),
+        Err(_) => {
+            shared.panics.inc();
+            let error = Error::new(Kind::Internal, "a bug in the gateway; its log has the place");
+            let peer = conn.peer();
+            let Some(current) = conn.current.as_ref() else { return (false, None) };
+            let response = shared.service.refuse(&error, None, &peer, &current.id);
+            (false, Some(Step::Respond(response)))
+        }
+    }
+}
+
+/// Sends a whole answer without blocking; what the socket does not take now is parked. The
+/// connection comes back when it can go on.
+fn respond_now(
+    shared: &Arc<Shared>,
+    conn: Box<ClientConn>,
+    response: &Response,
+    keep: bool,
+    scratch: &mut Scratch,
+) -> Option<Box<ClientConn>> {
+    let current = conn.current.as_ref()?;
+    let keep_alive = keep && current.keep_alive && !shared.draining();
+    let out = &mut scratch.out;
+    out.clear();
+    respond::whole(out, response, current, keep_alive);
+    let sent = match conn.send_now(out) {
+        Ok(sent) => sent,
+        Err(_) => return None,
+    };
+    if sent < out.len() {
+        let rest = out.split_off(sent);
+        shared.inbox.park(conn, Purpose::Flush { out: rest, close: !keep_alive });
+        return None;
+    }
+    if !keep_alive {
+        finish(shared, conn);
+        return None;
+    }
+    Some(conn)
+}
+
+/// Ends a connection after its last answer, so that the answer arrives.
+fn finish(shared: &Arc<Shared>, conn: Box<ClientConn>) {
+    conn.shut_write();
+    shared.inbox.park(conn, Purpose::Linger);
+}
+
+/// Looks for the next request: in what was read already, then, when other workers are free, in
+/// what comes within a moment.
+fn following(
+    shared: &Arc<Shared>,
+    conn: &mut ClientConn,
+    occupied: &mut Option<Occupied>,
+    turns: u32,
+) -> Next {
+    conn.current = None;
+    if turns >= TURNS_MAX && !shared.queue_empty() {
+        return Next::Done;
+    }
+    loop {
+        if !conn.input.is_empty() {
+            let settings = shared.settings.load();
+            let env = shared.env(&settings, conn.peer());
+            match conn.intake.advance(&mut conn.input, &env, clock::now()) {
+                Advance::Ready(request) => return Next::Request(request),
+                Advance::More => {}
+                // Rare: the parking thread knows what to do with these.
+                Advance::Continue => {
+                    let _ = conn.send_now(super::http1::CONTINUE);
+                    return Next::Done;
+                }
+                Advance::Refuse(refusal) => {
+                    conn.current = Some(refused(refusal.id.clone(), refusal.head_only));
+                    conn.refusal = Some(refusal);
+                    return Next::Done;
+                }
+            }
+        }
+        if !conn.intake.idle() || shared.draining() {
+            return Next::Done;
+        }
+        if occupied.is_none() {
+            *occupied = Occupied::begin_if_free(shared);
+        }
+        if occupied.is_none() {
+            return Next::Done;
+        }
+        match conn.fill(true) {
+            Ok(Fill::Bytes(_)) => {}
+            // The parking thread finds the close again, and is the one place that deals with it.
+            Ok(Fill::Closed | Fill::Nothing) | Err(_) => return Next::Done,
+        }
+    }
+}

@@ -1,0 +1,80 @@
+//! What the engine asks of the rooms above it.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::http::{Head, Request, Response};
+use super::turn::Turn;
+use crate::base::error::Error;
+use crate::base::id::RequestId;
+use crate::base::permits::{Permit, Permits};
+
+/// What was decided about a request when its head was complete.
+#[derive(Clone, Debug, Default)]
+pub struct Admission {
+    /// Largest body taken, in bytes.
+    pub body_max: u64,
+    /// The route, as the service numbers them.
+    pub route: u16,
+    /// The name of the key that was shown.
+    pub key: Option<Arc<str>>,
+}
+
+/// A request's answer, or what it waits for.
+pub enum Step {
+    /// A whole answer: the engine sends it.
+    Respond(Response),
+    /// The answer was streamed by the job itself. `keep_alive`: it ended as HTTP wants it, so the
+    /// connection may serve another request.
+    Streamed {
+        /// Whether the connection can go on.
+        keep_alive: bool,
+    },
+    /// The request waits as data, and goes on with [`Job::run`] once a permit is granted.
+    Wait(Box<dyn Job>, Wait),
+}
+
+/// What a waiting request waits for.
+pub struct Wait {
+    /// One permit of these.
+    pub permits: Arc<Permits>,
+    /// Until then.
+    pub deadline: Instant,
+}
+
+/// A request that can wait: its whole state.
+pub trait Job: Send {
+    /// Goes on, on a worker, with the permit it waited for.
+    fn run(self: Box<Self>, permit: Permit, turn: &mut Turn<'_>) -> Step;
+
+    /// The wait ended without a permit ([`crate::base::error::Kind::WaitingFull`], `WaitingTimeout`,
+    /// `QueueFull`, `Draining`, `ClientGone`): the answer to give. For `ClientGone` it is not sent.
+    fn give_up(self: Box<Self>, error: Error) -> Response;
+}
+
+/// The rooms above, as the engine sees them.
+pub trait Service: Send + Sync + 'static {
+    /// Decides on a complete head, before any byte of the body is kept. Must not block.
+    ///
+    /// # Errors
+    /// The refusal to send; the connection is closed after it.
+    fn admit(
+        &self,
+        head: &Head,
+        peer: &SocketAddr,
+        id: &RequestId,
+    ) -> Result<Admission, Box<Response>>;
+
+    /// Answers a complete request, on a worker.
+    fn start(&self, request: Request, turn: &mut Turn<'_>) -> Step;
+
+    /// The answer to a request that the engine itself refuses. Counts and logs it.
+    fn refuse(
+        &self,
+        error: &Error,
+        head: Option<&Head>,
+        peer: &SocketAddr,
+        id: &RequestId,
+    ) -> Response;
+}

@@ -1,0 +1,202 @@
+//! The worker threads: `workers` of them always ready, further ones made at need for the exchanges
+//! that run in place, and kept for reuse.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, RecvTimeoutError};
+
+use super::conn::ClientConn;
+use super::engine::Shared;
+use super::http::Request;
+use super::serve;
+use super::service::Job;
+use crate::base::lock::{Locked, Rank};
+use crate::base::metrics::Limit;
+use crate::base::permits::Permit;
+use crate::base::thread::{self, Thread};
+
+/// A thread that had nothing to do for this long, and is not needed as a ready one, ends.
+const SPARE_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// What a worker is to do.
+pub struct Task {
+    /// For whom.
+    pub conn: Box<ClientConn>,
+    /// What.
+    pub work: Work,
+}
+
+/// See [`Task`].
+pub enum Work {
+    /// A complete request.
+    Start(Box<Request>),
+    /// A request that waited, with the permit it waited for.
+    Resume(Box<dyn Job>, Permit),
+}
+
+/// The pool's bookkeeping.
+pub struct Workers {
+    /// Threads that must be ready beside the occupied ones.
+    ready: usize,
+    /// Threads there are.
+    threads: AtomicUsize,
+    /// Threads that run an exchange or stay with a connection.
+    occupied: AtomicUsize,
+    gauge: Arc<Limit>,
+    handles: Locked<Handles>,
+    queue: Receiver<Task>,
+}
+
+#[derive(Default)]
+struct Handles {
+    threads: Vec<Thread>,
+    started: usize,
+    closed: bool,
+}
+
+impl Workers {
+    /// A pool without threads yet. `gauge` is the limit on threads.
+    pub fn new(ready: usize, gauge: Arc<Limit>, queue: Receiver<Task>) -> Self {
+        Workers {
+            ready,
+            threads: AtomicUsize::new(0),
+            occupied: AtomicUsize::new(0),
+            gauge,
+            handles: Locked::new(Rank::Leaf, Handles::default()),
+            queue,
+        }
+    }
+
+    /// Starts the ready threads.
+    ///
+    /// # Errors
+    /// When the operating system refuses a thread.
+    pub fn start(shared: &Arc<Shared>) -> std::io::Result<()> {
+        for _ in 0..shared.workers.ready {
+            spawn(shared)?;
+        }
+        Ok(())
+    }
+
+    /// Ends the pool: the caller has closed the queue's other end. Waits for the threads, at most
+    /// until `late` says so; returns how many were still running.
+    pub fn join(&self, late: impl Fn() -> bool) -> usize {
+        let mut threads = self.handles.with(|handles| {
+            handles.closed = true;
+            std::mem::take(&mut handles.threads)
+        });
+        while !threads.is_empty() {
+            threads.retain(|thread| !thread.finished());
+            if late() {
+                break;
+            }
+            if !threads.is_empty() {
+                std::thread::sleep(Duration::from_millis(2));
+            }
+        }
+        let left = threads.len();
+        threads.into_iter().for_each(Thread::abandon);
+        left
+    }
+
+    fn spare(&self) -> usize {
+        self.threads.load(SeqCst).saturating_sub(self.occupied.load(SeqCst))
+    }
+}
+
+/// A worker that is busy for longer: it is replaced while this lives.
+pub struct Occupied {
+    shared: Arc<Shared>,
+}
+
+impl Occupied {
+    /// Marks the calling worker as occupied, and sees to it that others are ready.
+    pub fn begin(shared: &Arc<Shared>) -> Self {
+        let workers = &shared.workers;
+        workers.occupied.fetch_add(1, SeqCst);
+        if workers.spare() < workers.ready && workers.gauge.now() < workers.gauge.max() {
+            // A refusal by the operating system only means fewer ready threads.
+            let _ = spawn(shared);
+        }
+        Occupied { shared: Arc::clone(shared) }
+    }
+
+    /// The same, only when enough others are ready.
+    pub fn begin_if_free(shared: &Arc<Shared>) -> Option<Self> {
+        let occupied = Occupied::begin(shared);
+        (shared.workers.spare() >= shared.workers.ready).then_some(occupied)
+    }
+}
+
+impl Drop for Occupied {
+    fn drop(&mut self) {
+        self.shared.workers.occupied.fetch_sub(1, SeqCst);
+    }
+}
+
+fn spawn(shared: &Arc<Shared>) -> std::io::Result<()> {
+    let workers = &shared.workers;
+    let number = workers.handles.with(|handles| {
+        if handles.closed {
+            return None;
+        }
+        handles.started += 1;
+        Some(handles.started)
+    });
+    let Some(number) = number else { return Ok(()) };
+    workers.threads.fetch_add(1, SeqCst);
+    let for_thread = Arc::clone(shared);
+    let name = format!("{}-{}", shared.name, number % 100_000);
+    let spawned = thread::spawn(&name, move || run(&for_thread));
+    match spawned {
+        Ok(thread) => {
+            workers.gauge.set_now(workers.threads.load(SeqCst) as u64);
+            let finished = workers.handles.with(|handles| {
+                let (finished, running): (Vec<_>, Vec<_>) =
+                    handles.threads.drain(..).partition(Thread::finished);
+                handles.threads = running;
+                handles.threads.push(thread);
+                finished
+            });
+            // Joined outside the lock; they have ended, so this does not wait.
+            drop(finished);
+            Ok(())
+        }
+        Err(error) => {
+            workers.threads.fetch_sub(1, SeqCst);
+            workers.gauge.refuse();
+            Err(error)
+        }
+    }
+}
+
+/// The life of a worker.
+fn run(shared: &Arc<Shared>) {
+    let workers = &shared.workers;
+    let mut scratch = serve::Scratch::default();
+    loop {
+        match workers.queue.recv_timeout(SPARE_TIMEOUT) {
+            Ok(task) => {
+                shared.queued.set_now(workers.queue.len() as u64);
+                serve::serve(shared, task, &mut scratch);
+            }
+            Err(RecvTimeoutError::Timeout) => {
+                // One thread at a time may leave, so that two do not both think they are spare.
+                let leave = workers.threads.fetch_update(SeqCst, SeqCst, |threads| {
+                    let spare = threads.saturating_sub(workers.occupied.load(SeqCst));
+                    (spare > workers.ready).then(|| threads - 1)
+                });
+                if leave.is_ok() {
+                    break;
+                }
+            }
+            Err(RecvTimeoutError::Disconnected) => {
+                workers.threads.fetch_sub(1, SeqCst);
+                break;
+            }
+        }
+    }
+    workers.gauge.set_now(workers.threads.load(SeqCst) as u64);
+}
