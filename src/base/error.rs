@@ -345,9 +345,38 @@ impl std::error::Error for Error {
     }
 }
 
+/// Shows an error with its causes, for logs: `error:% = Causes(&error)`. `Display` of an error
+/// prints itself only.
+#[derive(Debug)]
+pub struct Causes<'a>(pub &'a (dyn std::error::Error + 'static));
+
+/// Most causes shown: an error that is its own cause must not hold a line for ever.
+const CAUSES_MAX: usize = 8;
+
+impl fmt::Display for Causes<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)?;
+        let mut cause = self.0.source();
+        for _ in 0..CAUSES_MAX {
+            let Some(error) = cause else { break };
+            write!(f, ": {error}")?;
+            cause = error.source();
+        }
+        Ok(())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn causes_are_shown_behind_the_error() {
+        let inner = std::io::Error::other("connection refused");
+        let error = Error::new(Kind::UpstreamConnect, "no connection to local").because(inner);
+        assert_eq!(error.to_string(), "no connection to local");
+        assert_eq!(Causes(&error).to_string(), "no connection to local: connection refused");
+    }
 
     #[test]
     fn retry_after_stays_where_every_client_reads_it_alike() {

@@ -97,7 +97,6 @@ struct Civil {
 impl Civil {
     #[expect(
         clippy::cast_possible_truncation,
-        clippy::cast_sign_loss,
         reason = "remainders of a division by a day and by a week"
     )]
     fn from(time: SystemTime) -> Civil {
