@@ -4,6 +4,7 @@ pub mod clock;
 pub mod error;
 pub mod id;
 pub mod lock;
+pub mod logsite;
 pub mod metrics;
 pub mod permits;
 pub mod thread;
