@@ -1,1 +1,3 @@
-//! Logs and metrics exposition.
+//! What the program says about itself: logs and the metrics page.
+
+pub mod log;
