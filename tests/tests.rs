@@ -14,5 +14,11 @@
     reason = "a test may fail loudly, print its figures, and use plain threads, locks and clocks"
 )]
 
-// Sandbox, daemon, raw client, fake upstream.
+// Sandbox, daemon, raw client, fake upstreams; first, for its macro.
+#[macro_use]
 mod support;
+
+// Every fault of an upstream, in every combination.
+mod faults;
+// Requests that are no proper HTTP, and smuggling.
+mod strict;
