@@ -1,0 +1,386 @@
+//! The second step: the settings as people write them become those that the program holds. Values
+//! that the schema cannot judge (addresses, URLs, names, files) are judged here; rules between two
+//! settings stand in `config/intent.rs`.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::sync::Arc;
+
+use super::fault::shown;
+use super::names::{ECHO, split};
+use super::nearest::nearest;
+use super::raw::{CONCURRENCY_DEFAULT, Raw, RawFormat, RawKind, RawLevel, RawLink, RawUpstream};
+use super::report::{Report, join};
+use super::secret;
+use super::settings::{
+    BaseUrl, Config, Key, Log, LogFormat, Model, Ops, Server, Target, Upstream, UpstreamKind,
+};
+use super::unit::Size;
+use super::url;
+
+/// What the second step is given.
+pub(super) struct Site<'a> {
+    /// The file.
+    pub path: Option<&'a Path>,
+    /// The environment.
+    pub env: &'a dyn Fn(&str) -> Option<String>,
+}
+
+impl Site<'_> {
+    /// A path as the file means it: relative ones start from the file's folder.
+    pub(super) fn place(&self, text: &str) -> PathBuf {
+        match self.path.and_then(Path::parent) {
+            Some(folder) => folder.join(text),
+            None => PathBuf::from(text),
+        }
+    }
+
+    /// A variable that is set and not empty.
+    pub(super) fn variable(&self, name: &str) -> Option<String> {
+        (self.env)(name).filter(|value| !value.is_empty())
+    }
+
+    /// A variable that systemd fills with one or more folders; the first counts.
+    fn folder(&self, name: &str) -> Option<PathBuf> {
+        let folders = self.variable(name)?;
+        folders.split(':').next().filter(|first| !first.is_empty()).map(PathBuf::from)
+    }
+}
+
+/// Makes the configuration. It is complete even when something was wrong; the caller looks at the
+/// report before it uses it.
+pub(super) fn build(raw: &Raw, site: &Site<'_>, report: &mut Report) -> Config {
+    let server = server(raw, report);
+    let upstreams = upstreams(raw, site, &server, report);
+    let models = models(raw, &upstreams, report);
+    Config {
+        path: site.path.map(Path::to_owned),
+        ops: Ops { listen: address(&raw.ops.listen, 18790, "ops.listen", report) },
+        keys: keys(raw, report),
+        upstreams,
+        models,
+        log: log(raw, site),
+        state_dir: state_dir(raw, site),
+        server,
+    }
+}
+
+fn server(raw: &Raw, report: &mut Report) -> Server {
+    let s = &raw.server;
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let workers_default = (2 * cores).clamp(8, 1024);
+    Server {
+        listen: address(&s.listen, 18789, "server.listen", report),
+        workers: s.workers.unwrap_or(workers_default),
+        exchanges_max: s.exchanges_max,
+        waiting_max: s.waiting_max,
+        waiting_timeout: s.waiting_timeout.0,
+        queue_max: s.queue_max,
+        connections_max: s.connections_max,
+        connections_per_address_max: s.connections_per_address_max,
+        head_max: bytes(s.head_max),
+        headers_max: s.headers_max,
+        target_max: bytes(s.target_max),
+        head_timeout: s.head_timeout.0,
+        body_max: bytes(s.body_max),
+        bodies_total_max: bytes(s.bodies_total_max),
+        body_rate_min: bytes(Size(s.body_rate_min.0)),
+        body_timeout: s.body_timeout.0,
+        keepalive_timeout: s.keepalive_timeout.0,
+        write_timeout: s.write_timeout.0,
+        early_head: s.early_head.0,
+        request_timeout: s.request_timeout.0,
+        drain_timeout: s.drain_timeout.0,
+        allowed_hosts: list(&s.allowed_hosts, "server.allowed_hosts", report, url::host),
+        allowed_origins: list(&s.allowed_origins, "server.allowed_origins", report, url::origin),
+        trusted_proxies: list(&s.trusted_proxies, "server.trusted_proxies", report, |text| {
+            IpAddr::from_str(text)
+                .map_err(|_| ("is no address", "write one, such as \"192.0.2.1\""))
+        }),
+    }
+}
+
+/// Sizes are below 64 GiB by their bounds; a 32-bit machine gets the most that it can address.
+fn bytes(size: Size) -> usize {
+    usize::try_from(size.0).unwrap_or(usize::MAX)
+}
+
+fn list<T>(
+    texts: &[String],
+    place: &str,
+    report: &mut Report,
+    parse: impl Fn(&str) -> Result<T, url::Refusal>,
+) -> Vec<T> {
+    let one = |(index, text): (usize, &String)| match parse(text) {
+        Ok(value) => Some(value),
+        Err((why, remedy)) => {
+            let place = join(place, &index.to_string());
+            report.fault(&place, format!("{} {why}", shown(text)), remedy);
+            None
+        }
+    };
+    texts.iter().enumerate().filter_map(one).collect()
+}
+
+fn address(text: &str, port: u16, place: &str, report: &mut Report) -> SocketAddr {
+    text.parse().unwrap_or_else(|_| {
+        let remedy = format!("write both, such as \"127.0.0.1:{port}\" or \"[::1]:{port}\"");
+        report.fault(place, format!("{} is no address with a port", shown(text)), remedy);
+        SocketAddr::from((Ipv4Addr::LOCALHOST, port))
+    })
+}
+
+fn log(raw: &Raw, site: &Site<'_>) -> Log {
+    let l = &raw.log;
+    Log {
+        level: match l.level {
+            RawLevel::Off => log::LevelFilter::Off,
+            RawLevel::Error => log::LevelFilter::Error,
+            RawLevel::Warn => log::LevelFilter::Warn,
+            RawLevel::Info => log::LevelFilter::Info,
+            RawLevel::Debug => log::LevelFilter::Debug,
+            RawLevel::Trace => log::LevelFilter::Trace,
+        },
+        dir: l.dir.as_ref().map(|dir| site.place(dir)).or_else(|| site.folder("LOGS_DIRECTORY")),
+        format: match l.format {
+            RawFormat::Text => LogFormat::Text,
+            RawFormat::Json => LogFormat::Json,
+        },
+        rotate_size: l.rotate_size.0,
+        keep_files: l.keep_files,
+        pending_max: l.pending_max,
+    }
+}
+
+fn state_dir(raw: &Raw, site: &Site<'_>) -> Option<PathBuf> {
+    if let Some(dir) = &raw.state.dir {
+        return Some(site.place(dir));
+    }
+    site.folder("STATE_DIRECTORY").or_else(|| {
+        let home = || site.variable("HOME").map(|home| Path::new(&home).join(".local/state"));
+        let base = site.variable("XDG_STATE_HOME").map(PathBuf::from).or_else(home)?;
+        Some(base.join("tidegate"))
+    })
+}
+
+fn keys(raw: &Raw, report: &mut Report) -> Vec<Key> {
+    let names = raw.key.iter().map(|key| key.name.as_str());
+    unique("key", "name", names, report);
+    let digests = raw.key.iter().map(|key| key.sha256.as_str());
+    unique("key", "sha256", digests, report);
+    let mut keys = Vec::with_capacity(raw.key.len());
+    for (index, key) in raw.key.iter().enumerate().filter(|(_, key)| !key.sha256.is_empty()) {
+        let place = format!("key.{index}.sha256");
+        match secret::digest(&key.sha256) {
+            Ok(sha256) => keys.push(Key { name: key.name.clone(), sha256 }),
+            Err(why) => report.fault(&place, why, "make a key with tidegate key"),
+        }
+    }
+    keys
+}
+
+/// Names must differ. Empty ones are missing, which the first step has told.
+fn unique<'a>(table: &str, key: &str, values: impl Iterator<Item = &'a str>, report: &mut Report) {
+    let mut seen: BTreeMap<&str, usize> = BTreeMap::new();
+    for (index, value) in values.enumerate().filter(|(_, value)| !value.is_empty()) {
+        let Some(first) = seen.insert(value, index) else { continue };
+        seen.insert(value, first);
+        let line = report.line(&format!("{table}.{first}.{key}"));
+        let at = line.map_or_else(String::new, |line| format!(" on line {line}"));
+        let remedy = if key == "name" { "give each its own" } else { "make another key" };
+        report.fault(&format!("{table}.{index}.{key}"), format!("stands already{at}"), remedy);
+    }
+}
+
+fn upstreams(
+    raw: &Raw,
+    site: &Site<'_>,
+    server: &Server,
+    report: &mut Report,
+) -> Vec<Arc<Upstream>> {
+    unique("upstream", "name", raw.upstream.iter().map(|u| u.name.as_str()), report);
+    let mut upstreams = Vec::with_capacity(raw.upstream.len() + 1);
+    for (index, raw) in raw.upstream.iter().enumerate() {
+        let place = format!("upstream.{index}");
+        upstreams.push(Arc::new(upstream(raw, &place, site, server, report)));
+    }
+    if !raw.upstream.iter().any(|u| u.name == ECHO) {
+        let raw = RawUpstream {
+            name: ECHO.to_owned(),
+            kind: Some(RawKind::Echo),
+            ..RawUpstream::default()
+        };
+        upstreams.push(Arc::new(upstream(&raw, "", site, server, report)));
+    }
+    upstreams
+}
+
+fn upstream(
+    raw: &RawUpstream,
+    place: &str,
+    site: &Site<'_>,
+    server: &Server,
+    report: &mut Report,
+) -> Upstream {
+    let kind = match raw.kind {
+        Some(RawKind::OpenAi) => UpstreamKind::OpenAi,
+        Some(RawKind::Echo) => UpstreamKind::Echo,
+        Some(RawKind::Ollama) | None => UpstreamKind::Ollama,
+    };
+    let at = |key: &str| join(place, key);
+    let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
+    if !raw.name.bytes().all(plain) {
+        let text = format!("{} holds other characters", shown(&raw.name));
+        report.fault(&at("name"), text, "write letters, digits, -, _ and . only");
+    }
+    if raw.name == ECHO && raw.kind.is_some_and(|kind| kind != RawKind::Echo) {
+        let remedy = "give it another name, or kind = \"echo\"";
+        report.fault(&at("name"), "\"echo\" is the name of the built-in upstream", remedy);
+    }
+    if raw.kind.is_some() {
+        fits_kind(raw, kind, place, report);
+    }
+    let mut url_of = |text: &Option<String>, key: &str| {
+        let (text, place) = (text.as_ref()?, at(key));
+        BaseUrl::parse(text).map_err(|(why, remedy)| report.fault(&place, why, remedy)).ok()
+    };
+    let url = url_of(&raw.url, "url").filter(|_| kind != UpstreamKind::Echo);
+    let proxy = url_of(&raw.proxy, "proxy");
+    Upstream {
+        name: raw.name.clone(),
+        kind,
+        url,
+        key: secret::key(raw, place, site, report),
+        ca_file: ca_file(raw, &at("ca_file"), site, report),
+        proxy,
+        connect_timeout: raw.connect_timeout.0,
+        first_token_timeout: raw.first_token_timeout.0,
+        answer_timeout: raw.answer_timeout.map(|span| span.0),
+        idle_timeout: raw.idle_timeout.0,
+        total_timeout: raw.total_timeout.0,
+        stream_line_max: bytes(raw.stream_line_max),
+        answer_max: bytes(raw.answer_max),
+        concurrency_max: raw.concurrency_max.unwrap_or(match kind {
+            UpstreamKind::Echo => server.exchanges_max,
+            _ => CONCURRENCY_DEFAULT,
+        }),
+        waiting_max: raw.waiting_max,
+        num_ctx: raw.num_ctx,
+        word_delay: raw.word_delay.unwrap_or_default().0,
+    }
+}
+
+/// A setting that would silently do nothing for this kind is refused; `url` must be there for those
+/// that are called.
+fn fits_kind(raw: &RawUpstream, kind: UpstreamKind, place: &str, report: &mut Report) {
+    let mut only = |key: &str, set: bool, fits: bool, whom: &str| {
+        if set && !fits {
+            let text = format!("has no meaning for kind = \"{}\"", kind_name(kind));
+            report.fault(&join(place, key), text, format!("take it out; it is for {whom} only"));
+        }
+    };
+    let called = kind != UpstreamKind::Echo;
+    let whom = "ollama and openai";
+    only("url", raw.url.is_some(), called, whom);
+    only("api_key_env", raw.api_key_env.is_some(), called, whom);
+    only("api_key_file", raw.api_key_file.is_some(), called, whom);
+    only("ca_file", raw.ca_file.is_some(), called, whom);
+    only("proxy", raw.proxy.is_some(), called, whom);
+    only("num_ctx", raw.num_ctx.is_some(), kind == UpstreamKind::Ollama, "ollama");
+    only("word_delay", raw.word_delay.is_some(), !called, "echo");
+    if called && !report.written(&join(place, "url")) {
+        let remedy = match kind {
+            UpstreamKind::OpenAi => "write url = \"https://api.openai.com/v1\" or the like",
+            _ => "write url = \"http://127.0.0.1:11434\" or the like",
+        };
+        report.fault(&join(place, "url"), "is missing", remedy);
+    }
+}
+
+/// The word that stands in the file.
+fn kind_name(kind: UpstreamKind) -> &'static str {
+    match kind {
+        UpstreamKind::Ollama => "ollama",
+        UpstreamKind::OpenAi => "openai",
+        UpstreamKind::Echo => "echo",
+    }
+}
+
+fn ca_file(
+    raw: &RawUpstream,
+    place: &str,
+    site: &Site<'_>,
+    report: &mut Report,
+) -> Option<PathBuf> {
+    let path = site.place(raw.ca_file.as_ref()?);
+    match secret::read_small(&path, secret::CA_FILE_BYTES_MAX) {
+        Ok((text, _)) if text.contains("-----BEGIN CERTIFICATE-----") => {}
+        Ok(_) => report.fault(place, "holds no certificate", "name a file in PEM form"),
+        Err(why) => {
+            report.fault(place, format!("cannot be read: {why}"), "mend the file or its path")
+        }
+    }
+    Some(path)
+}
+
+fn models(raw: &Raw, upstreams: &[Arc<Upstream>], report: &mut Report) -> Vec<Arc<Model>> {
+    unique("model", "name", raw.model.iter().map(|m| m.name.as_str()), report);
+    let mut models = Vec::with_capacity(raw.model.len());
+    for (index, raw) in raw.model.iter().enumerate() {
+        let place = format!("model.{index}");
+        if raw.name.trim() != raw.name {
+            let remedy = "take the blanks out";
+            report.fault(&join(&place, "name"), "begins or ends with a blank", remedy);
+        }
+        let mut chain = Vec::with_capacity(1 + raw.fallbacks.len());
+        chain.extend(target(&raw.primary, &join(&place, "primary"), upstreams, report));
+        for (index, link) in raw.fallbacks.iter().enumerate() {
+            let place = join(&place, &format!("fallbacks.{index}"));
+            chain.extend(target(link, &place, upstreams, report));
+        }
+        let total_timeout = raw.total_timeout.map(|span| span.0);
+        models.push(Arc::new(Model { name: raw.name.clone(), chain, total_timeout }));
+    }
+    models
+}
+
+/// One link; `None` when it is missing, which the first step has told, or names nothing.
+fn target(
+    link: &RawLink,
+    place: &str,
+    upstreams: &[Arc<Upstream>],
+    report: &mut Report,
+) -> Option<Target> {
+    let (text, tools, images) = match link {
+        RawLink::Name(text) => (text, true, true),
+        RawLink::Table(table) => (&table.model, table.tools, table.images),
+    };
+    if text.is_empty() {
+        return None;
+    }
+    let (name, model) = split(text);
+    let Some(upstream) = upstreams.iter().find(|u| u.name == name) else {
+        let known = upstreams.iter().map(|u| u.name.as_str());
+        let remedy = match nearest(name, known) {
+            Some(near) => format!("did you mean {near:?}?"),
+            None => "write upstream/model, and an [[upstream]] of that name".to_owned(),
+        };
+        report.fault(place, format!("{} names no upstream", shown(text)), remedy);
+        return None;
+    };
+    let model = match model {
+        Some(model) => model,
+        None if upstream.kind == UpstreamKind::Echo => ECHO,
+        None => {
+            let remedy = format!("write \"{name}/…\" with the model as {name} knows it");
+            report.fault(place, format!("{} names no model", shown(text)), remedy);
+            return None;
+        }
+    };
+    if model.trim() != model {
+        report.fault(place, "begins or ends with a blank", "take the blanks out");
+    }
+    Some(Target { upstream: Arc::clone(upstream), model: model.to_owned(), tools, images })
+}

@@ -1,0 +1,580 @@
+//! The settings as people write them. This is their one source: doc comments, defaults and bounds
+//! become the JSON Schema (`config/schema.rs`), and from it come the checks (`config/walk.rs`), the
+//! full example file and the settings list of tidegate.toml(5) (`config/render.rs`).
+//!
+//! What the attributes beyond schemars' own say:
+//! - `x-min`, `x-max`: bounds of a duration, a size or a rate;
+//! - `x-default`: what stands in for a default that is computed;
+//! - `x-example`: a value for the full example file where there is no default;
+//! - `x-at-limit`: what happens at the limit;
+//! - `x-reload`: `live`, or `restart` when a reload that changes it is refused.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::unit::{Rate, Size, Span};
+
+/// Most `[[key]]` entries. A lookup compares with each, so that its time tells nothing.
+pub const KEYS_MAX: usize = 1024;
+/// Most `[[upstream]]` entries: each has threads' worth of state and a dozen metric series.
+pub const UPSTREAMS_MAX: usize = 64;
+/// Most `[[model]]` entries.
+pub const MODELS_MAX: usize = 1024;
+/// Most fallbacks of one model.
+pub const FALLBACKS_MAX: usize = 15;
+/// Most entries of each list of hosts, origins and addresses.
+pub const LIST_MAX: usize = 256;
+
+/// The whole file.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Raw {
+    /// The data plane: the port that clients talk to, its threads and its limits.
+    pub server: RawServer,
+    /// The ops plane: health and metrics, on a port of its own.
+    pub ops: RawOps,
+    /// A key that a client may present as `Authorization: Bearer …`. Without any key the gateway is
+    /// open to whoever reaches it, and is therefore refused on an address other than loopback.
+    /// `tidegate key` makes one.
+    #[schemars(length(max = KEYS_MAX))]
+    pub key: Vec<RawKey>,
+    /// A server that answers for models. The upstream `echo` is built in and needs no entry.
+    #[schemars(length(max = UPSTREAMS_MAX))]
+    pub upstream: Vec<RawUpstream>,
+    /// A model that clients ask for by name. Whatever an upstream has can also be asked for as
+    /// `upstream/model` without an entry here.
+    #[schemars(length(max = MODELS_MAX))]
+    pub model: Vec<RawModel>,
+    /// The log.
+    pub log: RawLog,
+    /// What the daemon keeps on disk.
+    pub state: RawState,
+}
+
+/// `[server]`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct RawServer {
+    /// Address and port of the data plane. An address other than loopback needs at least one
+    /// `[[key]]`.
+    #[schemars(extend("x-reload" = "restart"))]
+    pub listen: String,
+
+    /// Threads always ready to take a request. Local answers (lists, refusals) are given by them
+    /// even while every exchange is busy.
+    #[schemars(range(min = 1, max = 1024), extend(
+        "x-default" = "2 x cores, at least 8",
+        "x-example" = 8,
+        "x-at-limit" = "requests queue",
+        "x-reload" = "restart",
+    ))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub workers: Option<usize>,
+
+    /// Exchanges with upstreams that run at the same time. Each has a thread.
+    #[schemars(range(min = 1, max = 65536), extend("x-at-limit" = "requests wait, as data"))]
+    pub exchanges_max: usize,
+
+    /// Requests that wait for a free exchange.
+    #[schemars(range(min = 0, max = 65536), extend("x-at-limit" = "503 with Retry-After"))]
+    pub waiting_max: usize,
+
+    /// How long a request may wait for a free exchange or for an upstream's permit.
+    #[schemars(extend("x-min" = "1ms", "x-max" = "1h", "x-at-limit" = "503 with Retry-After"))]
+    pub waiting_timeout: Span,
+
+    /// Complete requests that no worker has taken yet.
+    #[schemars(range(min = 1, max = 65536), extend(
+        "x-at-limit" = "503 with Retry-After",
+        "x-reload" = "restart",
+    ))]
+    pub queue_max: usize,
+
+    /// Open connections of clients. At most half of the descriptors that the system allows are
+    /// used; a higher value is cut to that at start, with a warning.
+    #[schemars(range(min = 1, max = 1_000_000), extend(
+        "x-at-limit" = "the longest idle connection is closed for the newcomer, else 503",
+    ))]
+    pub connections_max: usize,
+
+    /// Open connections of one client address; 0 turns this off. Loopback and `trusted_proxies` are
+    /// exempt.
+    #[schemars(range(min = 0, max = 1_000_000), extend("x-at-limit" = "503"))]
+    pub connections_per_address_max: usize,
+
+    /// Request line and header lines together.
+    #[schemars(extend("x-min" = "1KiB", "x-max" = "1MiB", "x-at-limit" = "431"))]
+    pub head_max: Size,
+
+    /// Header lines of a request.
+    #[schemars(range(min = 8, max = 1024), extend("x-at-limit" = "431"))]
+    pub headers_max: usize,
+
+    /// The target of a request: its path and query.
+    #[schemars(extend("x-min" = "64B", "x-max" = "64KiB", "x-at-limit" = "414"))]
+    pub target_max: Size,
+
+    /// From the first byte of a request to the end of its head, however the bytes trickle.
+    #[schemars(extend("x-min" = "1ms", "x-max" = "1h", "x-at-limit" = "408"))]
+    pub head_timeout: Span,
+
+    /// The body of one request.
+    #[schemars(extend("x-min" = "1KiB", "x-max" = "1GiB", "x-at-limit" = "413"))]
+    pub body_max: Size,
+
+    /// The bodies of all requests that are held at the same time.
+    #[schemars(extend("x-min" = "1KiB", "x-max" = "64GiB", "x-at-limit" = "503 with Retry-After"))]
+    pub bodies_total_max: Size,
+
+    /// The least rate at which a body must come, judged after its first five seconds; 0 turns this
+    /// off.
+    #[schemars(extend("x-min" = "0B/s", "x-max" = "1GiB/s", "x-at-limit" = "408"))]
+    pub body_rate_min: Rate,
+
+    /// From the end of a request's head to the end of its body.
+    #[schemars(extend("x-min" = "1ms", "x-max" = "1h", "x-at-limit" = "408"))]
+    pub body_timeout: Span,
+
+    /// How long a connection may be idle between two requests.
+    #[schemars(extend("x-min" = "1ms", "x-max" = "24h", "x-at-limit" = "closed, silently"))]
+    pub keepalive_timeout: Span,
+
+    /// How long a client may take nothing of an answer.
+    #[schemars(extend(
+        "x-min" = "1ms",
+        "x-max" = "24h",
+        "x-at-limit" = "the connection is closed and the upstream call cancelled",
+    ))]
+    pub write_timeout: Span,
+
+    /// When a stream has nothing to send for this long, status 200 and a keep-alive event are sent,
+    /// and repeated, so that impatient clients and proxies stay.
+    #[schemars(extend("x-min" = "1ms", "x-max" = "24h", "x-at-limit" = "200 and keep-alive events"))]
+    pub early_head: Span,
+
+    /// A request as a whole: waiting, every attempt, the last byte of the answer.
+    #[schemars(extend(
+        "x-min" = "1ms",
+        "x-max" = "24h",
+        "x-at-limit" = "an error inside the stream, or 504",
+    ))]
+    pub request_timeout: Span,
+
+    /// How long requests in flight may go on after the daemon is told to stop.
+    #[schemars(extend(
+        "x-min" = "0s",
+        "x-max" = "1h",
+        "x-at-limit" = "an error inside the stream, then the connection is closed",
+    ))]
+    pub drain_timeout: Span,
+
+    /// Names, beside loopback and the listen address, under which clients may ask (the `Host` of a
+    /// request): `host`, or `host:port` for one port only. This keeps web pages from reaching the
+    /// gateway by a name of their own.
+    #[schemars(length(max = LIST_MAX), extend(
+        "x-example" = ["gateway.example.org"],
+        "x-at-limit" = "403",
+    ))]
+    pub allowed_hosts: Vec<String>,
+
+    /// Origins whose web pages may use the gateway, as the browser writes them.
+    #[schemars(length(max = LIST_MAX), extend(
+        "x-example" = ["https://chat.example.org"],
+        "x-at-limit" = "403",
+    ))]
+    pub allowed_origins: Vec<String>,
+
+    /// Addresses of proxies in front of the gateway. They are exempt from
+    /// `connections_per_address_max`.
+    #[schemars(length(max = LIST_MAX), extend("x-example" = ["192.0.2.10"]))]
+    pub trusted_proxies: Vec<String>,
+}
+
+impl Default for RawServer {
+    fn default() -> Self {
+        RawServer {
+            listen: "127.0.0.1:18789".to_owned(),
+            workers: None,
+            exchanges_max: 1024,
+            waiting_max: 1024,
+            waiting_timeout: Span::seconds(10),
+            queue_max: 512,
+            connections_max: 4096,
+            connections_per_address_max: 0,
+            head_max: Size::kib(16),
+            headers_max: 100,
+            target_max: Size::kib(8),
+            head_timeout: Span::seconds(10),
+            body_max: Size::mib(32),
+            bodies_total_max: Size::mib(256),
+            body_rate_min: Rate(1024),
+            body_timeout: Span::seconds(60),
+            keepalive_timeout: Span::seconds(75),
+            write_timeout: Span::seconds(30),
+            early_head: Span::seconds(10),
+            request_timeout: Span::seconds(600),
+            drain_timeout: Span::seconds(30),
+            allowed_hosts: Vec::new(),
+            allowed_origins: Vec::new(),
+            trusted_proxies: Vec::new(),
+        }
+    }
+}
+
+/// `[ops]`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct RawOps {
+    /// Address and port of the ops plane.
+    #[schemars(extend("x-reload" = "restart"))]
+    pub listen: String,
+}
+
+impl Default for RawOps {
+    fn default() -> Self {
+        RawOps { listen: "127.0.0.1:18790".to_owned() }
+    }
+}
+
+/// `[[key]]`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+#[schemars(extend("required" = ["name", "sha256"]))]
+pub struct RawKey {
+    /// Who uses it: the name in logs and metrics.
+    #[schemars(length(min = 1, max = 64), extend("x-example" = "laptop"))]
+    pub name: String,
+    /// SHA-256 of the key, as 64 hexadecimal digits. The key itself stands nowhere.
+    #[schemars(length(min = 64, max = 64), extend("x-secret" = true, "x-example" =
+        "0000000000000000000000000000000000000000000000000000000000000000",
+    ))]
+    pub sha256: String,
+}
+
+/// What an upstream speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum RawKind {
+    /// Ollama's own API (`/api/chat` and its neighbours).
+    Ollama,
+    /// The OpenAI API (`/v1/chat/completions` and its neighbours), as most providers have it.
+    OpenAi,
+    /// Built in: streams the prompt back word by word.
+    Echo,
+}
+
+/// `[[upstream]]`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+#[schemars(extend("required" = ["name", "kind"]))]
+pub struct RawUpstream {
+    /// Its name in `primary`, in `fallbacks`, in `upstream/model` and in metrics: letters, digits,
+    /// `-`, `_` and `.`.
+    #[schemars(length(min = 1, max = 64), extend("x-example" = "local"))]
+    pub name: String,
+
+    /// What it speaks.
+    #[schemars(extend("x-example" = "ollama"))]
+    pub kind: Option<RawKind>,
+
+    /// Where it is, as the client libraries take it: with `/v1` for the OpenAI API, without for
+    /// Ollama. Not for `echo`.
+    #[schemars(length(min = 1, max = 2048), extend(
+        "x-default" = "none; needed for ollama and openai",
+        "x-example" = "http://127.0.0.1:11434",
+    ))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub url: Option<String>,
+
+    /// The environment variable that holds the key for this upstream.
+    #[schemars(length(min = 1, max = 256), extend(
+        "x-default" = "none",
+        "x-secret" = true,
+        "x-example" = "OPENAI_API_KEY",
+    ))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub api_key_env: Option<String>,
+
+    /// The file that holds the key for this upstream. Blanks around the key are cut. A relative path
+    /// starts from the folder of this file.
+    #[schemars(length(min = 1, max = 4096), extend(
+        "x-default" = "none",
+        "x-example" = "/etc/tidegate/cloud.key",
+    ))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub api_key_file: Option<String>,
+
+    /// A PEM file with the only certificates to trust for this upstream.
+    #[schemars(length(min = 1, max = 4096), extend(
+        "x-default" = "the platform's",
+        "x-example" = "/etc/tidegate/ca.pem",
+    ))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ca_file: Option<String>,
+
+    /// An HTTP proxy on the way to this upstream. The proxies that the environment names are never
+    /// used.
+    #[schemars(length(min = 1, max = 2048), extend(
+        "x-default" = "none",
+        "x-example" = "http://192.0.2.1:3128",
+    ))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub proxy: Option<String>,
+
+    /// Finding the address, connecting, and the TLS handshake.
+    #[schemars(extend("x-min" = "1ms", "x-max" = "1h", "x-at-limit" = "next in the chain"))]
+    pub connect_timeout: Span,
+
+    /// Streams: from the request to the first piece of content. A cold model loads in this time.
+    #[schemars(extend("x-min" = "1ms", "x-max" = "24h", "x-at-limit" = "next in the chain"))]
+    pub first_token_timeout: Span,
+
+    /// Whole answers: from the request to the answer, which comes only at the end of generation.
+    #[schemars(extend(
+        "x-default" = "the attempt's share of the request's time",
+        "x-example" = "5m",
+        "x-min" = "1ms",
+        "x-max" = "24h",
+        "x-at-limit" = "next in the chain",
+    ))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub answer_timeout: Option<Span>,
+
+    /// Between two complete events of a stream that has begun.
+    #[schemars(extend("x-min" = "1ms", "x-max" = "24h", "x-at-limit" = "an error inside the stream"))]
+    pub idle_timeout: Span,
+
+    /// One attempt as a whole.
+    #[schemars(extend(
+        "x-min" = "1ms",
+        "x-max" = "24h",
+        "x-at-limit" = "next in the chain, or an error inside the stream",
+    ))]
+    pub total_timeout: Span,
+
+    /// One event of a stream.
+    #[schemars(extend(
+        "x-min" = "1KiB",
+        "x-max" = "256MiB",
+        "x-at-limit" = "the answer counts as malformed",
+    ))]
+    pub stream_line_max: Size,
+
+    /// One whole answer.
+    #[schemars(extend(
+        "x-min" = "1KiB",
+        "x-max" = "1GiB",
+        "x-at-limit" = "the answer counts as malformed",
+    ))]
+    pub answer_max: Size,
+
+    /// Exchanges with this upstream that run at the same time.
+    #[schemars(range(min = 1, max = 65536), extend(
+        "x-default" = "64; for echo server.exchanges_max, since nothing stands behind it",
+        "x-example" = 64,
+        "x-at-limit" = "requests wait",
+    ))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub concurrency_max: Option<usize>,
+
+    /// Requests that wait for this upstream.
+    #[schemars(range(min = 0, max = 65536), extend(
+        "x-at-limit" = "next in the chain, or 503 with Retry-After",
+    ))]
+    pub waiting_max: usize,
+
+    /// Ollama only: the context length to ask for when a request names none.
+    #[schemars(range(min = 1, max = 16_777_216), extend(
+        "x-default" = "what the model has",
+        "x-example" = 8192,
+    ))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub num_ctx: Option<u64>,
+
+    /// Echo only: the pause before each word.
+    #[schemars(extend("x-default" = "0s", "x-example" = "20ms", "x-min" = "0s", "x-max" = "1h"))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub word_delay: Option<Span>,
+}
+
+/// Exchanges at the same time with an upstream that sets no `concurrency_max`.
+pub const CONCURRENCY_DEFAULT: usize = 64;
+
+impl Default for RawUpstream {
+    fn default() -> Self {
+        RawUpstream {
+            name: String::new(),
+            kind: None,
+            url: None,
+            api_key_env: None,
+            api_key_file: None,
+            ca_file: None,
+            proxy: None,
+            connect_timeout: Span::seconds(2),
+            first_token_timeout: Span::seconds(120),
+            answer_timeout: None,
+            idle_timeout: Span::seconds(30),
+            total_timeout: Span::seconds(600),
+            stream_line_max: Size::mib(8),
+            answer_max: Size::mib(32),
+            concurrency_max: None,
+            waiting_max: 256,
+            num_ctx: None,
+            word_delay: None,
+        }
+    }
+}
+
+/// `[[model]]`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+#[schemars(extend("required" = ["name", "primary"]))]
+pub struct RawModel {
+    /// What clients ask for. A request for `name:latest` finds it too.
+    #[schemars(length(min = 1, max = 256), extend("x-example" = "default"))]
+    pub name: String,
+
+    /// Who answers: `upstream/model`, the model as the upstream knows it. Or a table
+    /// `{ model = "upstream/model", tools = false, images = false }` for one that cannot carry tools
+    /// or images: requests with these skip it.
+    #[schemars(extend("x-example" = "local/llama3.2"))]
+    pub primary: RawLink,
+
+    /// Who answers when those before could not, in this order; each as in `primary`.
+    #[schemars(length(max = FALLBACKS_MAX), extend("x-example" = ["cloud/gpt-oss:120b"]))]
+    pub fallbacks: Vec<RawLink>,
+
+    /// A request for this model as a whole.
+    #[schemars(extend(
+        "x-default" = "server.request_timeout",
+        "x-example" = "10m",
+        "x-min" = "1ms",
+        "x-max" = "24h",
+        "x-at-limit" = "an error inside the stream, or 504",
+    ))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub total_timeout: Option<Span>,
+}
+
+/// One link of a model's chain.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(untagged)]
+pub enum RawLink {
+    /// `upstream/model`.
+    Name(#[schemars(length(min = 1, max = 512))] String),
+    /// `upstream/model` with what it cannot do.
+    Table(RawLinkTable),
+}
+
+impl Default for RawLink {
+    fn default() -> Self {
+        RawLink::Name(String::new())
+    }
+}
+
+/// A link with what it cannot do.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+#[schemars(extend("required" = ["model"]))]
+pub struct RawLinkTable {
+    /// `upstream/model`, the model as the upstream knows it.
+    #[schemars(length(min = 1, max = 512), extend("x-example" = "local/llama3.2"))]
+    pub model: String,
+    /// Whether it can carry tools.
+    pub tools: bool,
+    /// Whether it can carry images.
+    pub images: bool,
+}
+
+impl Default for RawLinkTable {
+    fn default() -> Self {
+        RawLinkTable { model: String::new(), tools: true, images: true }
+    }
+}
+
+/// How much is logged.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum RawLevel {
+    /// Nothing.
+    Off,
+    /// Someone should act now.
+    Error,
+    /// Unexpected but survived.
+    Warn,
+    /// A state has changed; one line per request.
+    #[default]
+    Info,
+    /// Off in production.
+    Debug,
+    /// Everything.
+    Trace,
+}
+
+/// How a log line looks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum RawFormat {
+    /// `time level event key=value …`.
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// `[log]`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct RawLog {
+    /// How much is logged.
+    pub level: RawLevel,
+    /// The folder of the log files. A relative path starts from the folder of this file.
+    #[schemars(length(min = 1, max = 4096), extend(
+        "x-default" = "$LOGS_DIRECTORY, else standard error",
+        "x-example" = "/var/log/tidegate",
+    ))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dir: Option<String>,
+    /// How a line looks.
+    pub format: RawFormat,
+    /// The size at which a new file is begun.
+    #[schemars(extend("x-min" = "1KiB", "x-max" = "4GiB", "x-at-limit" = "a new file"))]
+    pub rotate_size: Size,
+    /// Files kept beside the one that is written.
+    #[schemars(range(min = 1, max = 1000), extend("x-at-limit" = "the oldest is deleted"))]
+    pub keep_files: usize,
+    /// Lines that wait for the writer.
+    #[schemars(range(min = 16, max = 1_048_576), extend(
+        "x-at-limit" = "further lines are dropped and counted",
+        "x-reload" = "restart",
+    ))]
+    pub pending_max: usize,
+}
+
+impl Default for RawLog {
+    fn default() -> Self {
+        RawLog {
+            level: RawLevel::default(),
+            dir: None,
+            format: RawFormat::default(),
+            rotate_size: Size::mib(50),
+            keep_files: 10,
+            pending_max: 8192,
+        }
+    }
+}
+
+/// `[state]`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct RawState {
+    /// The state directory. A relative path starts from the folder of this file.
+    #[schemars(length(min = 1, max = 4096), extend(
+        "x-default" = "$STATE_DIRECTORY, else $XDG_STATE_HOME/tidegate",
+        "x-example" = "/var/lib/tidegate",
+        "x-at-limit" = "what needs it is switched off, and told",
+        "x-reload" = "restart",
+    ))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dir: Option<String>,
+}

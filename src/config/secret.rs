@@ -1,0 +1,132 @@
+//! Keys: those of clients, held as digests, and those for upstreams, read from the environment or
+//! from files. No message here repeats what may be a secret.
+
+use std::io::Read;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use super::build::Site;
+use super::raw::RawUpstream;
+use super::report::{Report, join};
+use super::settings::Secret;
+
+/// Largest key file, in bytes. Keys are a few hundred bytes, signed tokens a few thousand.
+const KEY_FILE_BYTES_MAX: u64 = 16 * 1024;
+/// Largest file of certificates, in bytes; the platform's whole collection has about 220 KiB.
+pub(super) const CA_FILE_BYTES_MAX: u64 = 4 * 1024 * 1024;
+
+/// SHA-256 of nothing at all: what an empty pipe gives.
+const EMPTY: &str = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+
+/// Reads 64 hexadecimal digits.
+pub(super) fn digest(text: &str) -> Result<[u8; 32], &'static str> {
+    let mut digest = [0; 32];
+    let digits = text.as_bytes();
+    if digits.len() != 64 {
+        return Err("is not 64 hexadecimal digits");
+    }
+    for (byte, pair) in digest.iter_mut().zip(digits.chunks_exact(2)) {
+        let digit = |b: u8| char::from(b).to_digit(16).and_then(|d| u8::try_from(d).ok());
+        let (Some(high), Some(low)) = (digit(pair[0]), digit(pair[1])) else {
+            return Err("is not 64 hexadecimal digits");
+        };
+        *byte = high << 4 | low;
+    }
+    if text.eq_ignore_ascii_case(EMPTY) {
+        return Err("is the digest of nothing");
+    }
+    if digest == [0; 32] {
+        return Err("is only the example's placeholder");
+    }
+    Ok(digest)
+}
+
+/// The key for an upstream.
+pub(super) fn key(
+    raw: &RawUpstream,
+    place: &str,
+    site: &Site<'_>,
+    report: &mut Report,
+) -> Option<Secret> {
+    let (env_at, file_at) = (join(place, "api_key_env"), join(place, "api_key_file"));
+    if raw.api_key_env.is_some() && raw.api_key_file.is_some() {
+        report.fault(&file_at, "stands beside api_key_env", "keep one of the two");
+    }
+    let from_env = raw.api_key_env.as_ref().and_then(|name| {
+        let upper = |b: u8| b.is_ascii_uppercase() || b.is_ascii_digit() || b == b'_';
+        // A key that was written here by mistake is not repeated.
+        let called = if name.bytes().all(upper) { format!("${name}") } else { "it".to_owned() };
+        if !name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_') {
+            report.fault(&env_at, "is no variable's name", "name the variable that holds the key");
+            return None;
+        }
+        let Some(value) = site.variable(name) else {
+            let remedy = "set it for the daemon, or name another variable";
+            report.fault(&env_at, format!("{called} is not set in the environment"), remedy);
+            return None;
+        };
+        fit(&value).map_err(|why| report.fault(&env_at, why, "put only the key there")).ok()
+    });
+    let from_file = raw.api_key_file.as_ref().and_then(|path| {
+        let path = site.place(path);
+        let (text, mode) = match read_small(&path, KEY_FILE_BYTES_MAX) {
+            Ok(read) => read,
+            Err(why) => {
+                let text = format!("{} cannot be read: {why}", path.display());
+                report.fault(&file_at, text, "mend the file, its rights or its path");
+                return None;
+            }
+        };
+        if mode & 0o077 != 0 {
+            let text =
+                format!("{} can be read by others (mode {:03o})", path.display(), mode & 0o777);
+            report.warn(&file_at, text, format!("chmod 600 {}", path.display()));
+        }
+        fit(&text).map_err(|why| report.fault(&file_at, why, "put only the key there")).ok()
+    });
+    from_env.or(from_file)
+}
+
+/// A key must fit into a header line.
+fn fit(text: &str) -> Result<Secret, &'static str> {
+    let key = text.trim();
+    if key.is_empty() {
+        Err("holds no key")
+    } else if !key.bytes().all(|b| b.is_ascii_graphic()) {
+        Err("holds more than a key: blanks, several lines or characters outside ASCII")
+    } else {
+        Ok(Secret::new(key.to_owned()))
+    }
+}
+
+/// Reads a small regular file: its text and its mode.
+pub(super) fn read_small(path: &Path, bytes_max: u64) -> Result<(String, u32), String> {
+    // The kind is asked first: opening a pipe would wait for its writer, for ever.
+    let found = std::fs::metadata(path).map_err(|e| reason(&e))?;
+    if !found.is_file() {
+        return Err("not a regular file".to_owned());
+    }
+    let file = std::fs::File::open(path).map_err(|e| reason(&e))?;
+    let mut text = Vec::new();
+    file.take(bytes_max + 1).read_to_end(&mut text).map_err(|e| reason(&e))?;
+    if text.len() as u64 > bytes_max {
+        return Err(format!("larger than {}", super::unit::Size(bytes_max)));
+    }
+    match String::from_utf8(text) {
+        Ok(text) => Ok((text, found.mode())),
+        Err(e) => {
+            let good = &e.as_bytes()[..e.utf8_error().valid_up_to()];
+            let line = good.iter().filter(|b| **b == b'\n').count() + 1;
+            Err(format!("not UTF-8 on line {line}"))
+        }
+    }
+}
+
+/// An error of the system in words that do not depend on it where there are such.
+fn reason(error: &std::io::Error) -> String {
+    match error.kind() {
+        std::io::ErrorKind::NotFound => "no such file".to_owned(),
+        std::io::ErrorKind::PermissionDenied => "permission denied".to_owned(),
+        _ => error.to_string(),
+    }
+}

@@ -1,0 +1,230 @@
+//! Durations, sizes and rates as people write them: `"30s"`, `"20MiB"`, `"1KiB/s"`.
+
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
+
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::de::{Deserialize, Deserializer, Error as _};
+use serde::ser::{Serialize, Serializer};
+
+const KIB: u64 = 1024;
+
+/// A duration.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Span(pub Duration);
+
+/// A size in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Size(pub u64);
+
+/// Bytes per second.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Rate(pub u64);
+
+impl Span {
+    /// Whole seconds.
+    pub const fn seconds(seconds: u64) -> Self {
+        Span(Duration::from_secs(seconds))
+    }
+}
+
+impl Size {
+    /// Kibibytes.
+    pub const fn kib(kib: u64) -> Self {
+        Size(kib * KIB)
+    }
+
+    /// Mebibytes.
+    pub const fn mib(mib: u64) -> Self {
+        Size(mib * KIB * KIB)
+    }
+}
+
+impl fmt::Display for Span {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        humantime::format_duration(self.0).fmt(f)
+    }
+}
+
+/// Exact: the largest unit that divides the size.
+impl fmt::Display for Size {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let units = [("GiB", KIB.pow(3)), ("MiB", KIB.pow(2)), ("KiB", KIB)];
+        let unit =
+            units.iter().find(|(_, bytes)| self.0 >= *bytes && self.0.is_multiple_of(*bytes));
+        match unit {
+            Some((name, bytes)) => write!(f, "{}{name}", self.0 / bytes),
+            None => write!(f, "{}B", self.0),
+        }
+    }
+}
+
+impl fmt::Display for Rate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/s", Size(self.0))
+    }
+}
+
+/// Why a text is none of these: what is wrong with it, without the text itself.
+pub type Unfit = &'static str;
+
+impl FromStr for Span {
+    type Err = Unfit;
+
+    fn from_str(text: &str) -> Result<Self, Unfit> {
+        if !text.is_empty() && text.trim().chars().all(|c| c.is_ascii_digit() || c == '.') {
+            return Err("has no unit");
+        }
+        humantime::parse_duration(text).map(Span).map_err(|e| match e {
+            humantime::DurationError::UnknownUnit { .. } => "has an unknown unit",
+            humantime::DurationError::NumberOverflow => "is too large or too fine",
+            _ => "is not a duration",
+        })
+    }
+}
+
+impl FromStr for Size {
+    type Err = Unfit;
+
+    fn from_str(text: &str) -> Result<Self, Unfit> {
+        text.trim()
+            .parse::<bytesize::ByteSize>()
+            .map(|s| Size(s.as_u64()))
+            .map_err(|_| "is not a size")
+    }
+}
+
+impl FromStr for Rate {
+    type Err = Unfit;
+
+    fn from_str(text: &str) -> Result<Self, Unfit> {
+        let per_second = text.trim().strip_suffix("/s").unwrap_or(text);
+        per_second.parse::<Size>().map(|s| Rate(s.0)).map_err(|_| "is not a rate")
+    }
+}
+
+/// What a value of a size or a rate may be in TOML: a text, or a bare count of bytes.
+#[derive(serde::Deserialize)]
+#[serde(untagged)]
+enum Written {
+    Bytes(u64),
+    Text(String),
+}
+
+macro_rules! as_people_write_it {
+    ($type:ident, $name:literal, $schema:expr, $visit:expr) => {
+        impl Serialize for $type {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.collect_str(self)
+            }
+        }
+
+        impl<'de> Deserialize<'de> for $type {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                let visit: fn(D) -> Result<Result<Self, Unfit>, D::Error> = $visit;
+                visit(deserializer)?.map_err(D::Error::custom)
+            }
+        }
+
+        impl JsonSchema for $type {
+            fn schema_name() -> std::borrow::Cow<'static, str> {
+                $name.into()
+            }
+
+            fn inline_schema() -> bool {
+                true
+            }
+
+            fn json_schema(_: &mut SchemaGenerator) -> Schema {
+                $schema
+            }
+        }
+    };
+}
+
+as_people_write_it!(
+    Span,
+    "Duration",
+    json_schema!({ "type": "string", "format": "tidegate-duration" }),
+    |d| Ok(String::deserialize(d)?.parse())
+);
+
+as_people_write_it!(
+    Size,
+    "Size",
+    json_schema!({ "type": ["string", "integer"], "format": "tidegate-size", "minimum": 0 }),
+    |d| Ok(match Written::deserialize(d)? {
+        Written::Bytes(bytes) => Ok(Size(bytes)),
+        Written::Text(text) => text.parse(),
+    })
+);
+
+as_people_write_it!(
+    Rate,
+    "Rate",
+    json_schema!({ "type": ["string", "integer"], "format": "tidegate-rate", "minimum": 0 }),
+    |d| Ok(match Written::deserialize(d)? {
+        Written::Bytes(bytes) => Ok(Rate(bytes)),
+        Written::Text(text) => text.parse(),
+    })
+);
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn sizes_are_taken_as_people_write_them() {
+        let check = |text: &str, bytes: u64| {
+            assert_eq!(text.parse::<Size>(), Ok(Size(bytes)), "{text}");
+        };
+        check("20MiB", 20 << 20);
+        check("20 MiB", 20 << 20);
+        check("20MB", 20_000_000);
+        check("1.5KiB", 1536);
+        check("512", 512);
+        check(" 16 kib ", 16384);
+        for bad in ["", "MiB", "-1MiB", "1 potato", "1e3", "ten"] {
+            assert!(bad.parse::<Size>().is_err(), "{bad}");
+        }
+        assert_eq!("1KiB/s".parse(), Ok(Rate(1024)));
+        assert_eq!("1KiB".parse(), Ok(Rate(1024)));
+        assert!("1KiB/m".parse::<Rate>().is_err());
+    }
+
+    #[test]
+    fn a_duration_without_a_unit_is_refused() {
+        let check = |text: &str, expected: Result<Span, Unfit>| {
+            assert_eq!(text.parse::<Span>(), expected, "{text}");
+        };
+        check("30s", Ok(Span::seconds(30)));
+        check("1m 30s", Ok(Span::seconds(90)));
+        check("250ms", Ok(Span(Duration::from_millis(250))));
+        check("30", Err("has no unit"));
+        check("30 parsecs", Err("has an unknown unit"));
+        check("", Err("is not a duration"));
+        check("-1s", Err("is not a duration"));
+        check("99999999999999999999s", Err("is too large or too fine"));
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_written_is_read_again(bytes in any::<u64>(), millis in 0_u64..1 << 40) {
+            // Sizes that are no multiple of 1 KiB are written in bytes, so that none is rounded.
+            prop_assert_eq!(Size(bytes).to_string().parse(), Ok(Size(bytes)));
+            prop_assert_eq!(Rate(bytes).to_string().parse(), Ok(Rate(bytes)));
+            let span = Span(Duration::from_millis(millis));
+            prop_assert_eq!(span.to_string().parse(), Ok(span));
+        }
+
+        #[test]
+        fn no_text_makes_the_parsers_panic(text in ".*") {
+            let _ = text.parse::<Span>();
+            let _ = text.parse::<Size>();
+            let _ = text.parse::<Rate>();
+        }
+    }
+}
