@@ -2,6 +2,8 @@
 
 pub mod clock;
 pub mod error;
+pub mod health;
+pub mod heartbeat;
 pub mod id;
 pub mod lock;
 pub mod logsite;

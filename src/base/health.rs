@@ -1,0 +1,288 @@
+//! Readiness: the phase of the process, and a board of checks that parts of it keep up to date.
+//! Whoever asks reads what is known; asking never runs a check.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+use super::clock;
+use super::lock::{Locked, Rank};
+
+/// Most checks on a board. Past it: a check is not shown, and the check `board` fails and says so.
+pub const CHECKS_MAX: usize = 256;
+/// Most bytes of a reason; the rest is cut.
+pub const REASON_BYTES_MAX: usize = 256;
+/// A check that is renewed at intervals counts as failed after this many of them.
+const STALE_INTERVALS: u32 = 3;
+
+/// The phases of a process, in order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum Phase {
+    /// Not everything runs yet.
+    Starting,
+    /// Requests are welcome.
+    Ready,
+    /// Running requests end, new ones are refused.
+    Draining,
+    /// The last threads end.
+    Stopping,
+}
+
+impl Phase {
+    /// The word in answers and logs.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Phase::Starting => "starting",
+            Phase::Ready => "ready",
+            Phase::Draining => "draining",
+            Phase::Stopping => "stopping",
+        }
+    }
+}
+
+/// What a check found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum State {
+    /// Nothing yet. Not ready.
+    Pending,
+    /// Good.
+    Ok,
+    /// Worse than it should be, but ready: shown with its reason.
+    Degraded(String),
+    /// Not ready, and why.
+    Failed(String),
+}
+
+impl State {
+    /// Whether requests can be served.
+    pub fn passes(&self) -> bool {
+        matches!(self, State::Ok | State::Degraded(_))
+    }
+}
+
+/// One check. Parts hold it and set it; setting is cheap.
+#[derive(Debug)]
+pub struct Check {
+    name: String,
+    found: Locked<Found>,
+}
+
+#[derive(Debug)]
+struct Found {
+    state: State,
+    at: Instant,
+    /// How often it is renewed, when it is.
+    interval: Option<Duration>,
+}
+
+impl Check {
+    /// Its name on the board.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// It is good.
+    pub fn ok(&self) {
+        self.set(State::Ok);
+    }
+
+    /// It is worse than it should be, but requests can be served.
+    pub fn degraded(&self, reason: impl Into<Cow<'static, str>>) {
+        self.set(State::Degraded(one_line(&reason.into())));
+    }
+
+    /// Requests cannot be served.
+    pub fn failed(&self, reason: impl Into<Cow<'static, str>>) {
+        self.set(State::Failed(one_line(&reason.into())));
+    }
+
+    /// What it is at `now`: a check that should have been renewed and was not has failed.
+    pub fn state(&self, now: Instant) -> State {
+        self.found.with(|found| {
+            let age = now.saturating_duration_since(found.at);
+            match found.interval {
+                Some(interval) if age > interval * STALE_INTERVALS => {
+                    State::Failed(format!("not renewed for {} s", age.as_secs()))
+                }
+                _ => found.state.clone(),
+            }
+        })
+    }
+
+    fn set(&self, state: State) {
+        let at = clock::now();
+        self.found.with(|found| (found.state, found.at) = (state, at));
+    }
+}
+
+/// A reason as it may stand in a line of an answer: short, and without controls.
+fn one_line(reason: &str) -> String {
+    let mut out = String::with_capacity(reason.len().min(REASON_BYTES_MAX));
+    for c in reason.chars() {
+        if out.len() + c.len_utf8() > REASON_BYTES_MAX {
+            break;
+        }
+        out.push(if c.is_control() { ' ' } else { c });
+    }
+    out
+}
+
+/// The board.
+#[derive(Debug)]
+pub struct Board {
+    phase: AtomicU8,
+    checks: Locked<Vec<Arc<Check>>>,
+    /// Fails when the board is full.
+    full: Arc<Check>,
+}
+
+impl Default for Board {
+    fn default() -> Self {
+        let full = new_check("board", State::Ok, None);
+        Board {
+            phase: AtomicU8::new(Phase::Starting as u8),
+            checks: Locked::new(Rank::Leaf, Vec::new()),
+            full,
+        }
+    }
+}
+
+fn new_check(name: &str, state: State, interval: Option<Duration>) -> Arc<Check> {
+    let found = Found { state, at: clock::now(), interval };
+    Arc::new(Check { name: name.to_owned(), found: Locked::new(Rank::Leaf, found) })
+}
+
+impl Board {
+    /// The check of this name; the same one for the same name. A new one is pending.
+    pub fn check(&self, name: &str) -> Arc<Check> {
+        self.add(name, None)
+    }
+
+    /// A check that its part renews at least this often. When it does not, it has failed.
+    pub fn check_every(&self, name: &str, interval: Duration) -> Arc<Check> {
+        self.add(name, Some(interval))
+    }
+
+    /// Takes a check off the board, with the part that it stood for.
+    pub fn remove(&self, name: &str) {
+        self.checks.with(|checks| checks.retain(|check| check.name != name));
+    }
+
+    /// All checks, in the order in which they came.
+    pub fn checks(&self) -> Vec<Arc<Check>> {
+        let mut checks = self.checks.with(|checks| checks.clone());
+        if !self.full.state(clock::now()).passes() {
+            checks.push(Arc::clone(&self.full));
+        }
+        checks
+    }
+
+    /// Enters a phase.
+    pub fn set_phase(&self, phase: Phase) {
+        self.phase.store(phase as u8, Relaxed);
+    }
+
+    /// The phase now.
+    pub fn phase(&self) -> Phase {
+        let phase = self.phase.load(Relaxed);
+        let all = [Phase::Starting, Phase::Ready, Phase::Draining];
+        all.into_iter().find(|known| *known as u8 == phase).unwrap_or(Phase::Stopping)
+    }
+
+    /// Whether requests are welcome at `now`: the phase is [`Phase::Ready`] and no check fails.
+    pub fn ready(&self, now: Instant) -> bool {
+        self.phase() == Phase::Ready && self.checks().iter().all(|check| check.state(now).passes())
+    }
+
+    fn add(&self, name: &str, interval: Option<Duration>) -> Arc<Check> {
+        let fresh = new_check(name, State::Pending, interval);
+        let added = self.checks.with(|checks| {
+            if let Some(known) = checks.iter().find(|check| check.name == name) {
+                return Some(Arc::clone(known));
+            }
+            if checks.len() >= CHECKS_MAX {
+                return None;
+            }
+            checks.push(Arc::clone(&fresh));
+            Some(Arc::clone(&fresh))
+        });
+        added.unwrap_or_else(|| {
+            self.full.failed(format!("{CHECKS_MAX} checks are on it, {name} found no room"));
+            fresh
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ready_means_the_phase_and_every_check() {
+        let board = Board::default();
+        let now = clock::now();
+        assert!(!board.ready(now), "starting is not ready");
+        board.set_phase(Phase::Ready);
+        assert!(board.ready(now));
+        let check = board.check("listener");
+        assert!(!board.ready(now), "pending is not ready");
+        check.ok();
+        assert!(board.ready(now));
+        check.degraded("slow");
+        assert!(board.ready(now));
+        check.failed("gone");
+        assert!(!board.ready(now));
+        assert_eq!(check.state(now), State::Failed("gone".into()));
+        board.remove("listener");
+        assert!(board.ready(now));
+        for phase in [Phase::Draining, Phase::Stopping] {
+            board.set_phase(phase);
+            assert_eq!(board.phase(), phase);
+            assert!(!board.ready(now));
+        }
+    }
+
+    #[test]
+    fn a_check_that_is_not_renewed_fails() {
+        let interval = Duration::from_secs(10);
+        let board = Board::default();
+        let check = board.check_every("disk", interval);
+        check.ok();
+        let now = clock::now();
+        assert_eq!(check.state(now + interval * 2), State::Ok);
+        assert!(matches!(check.state(now + interval * 4), State::Failed(_)));
+        check.ok();
+        assert_eq!(check.state(clock::now()), State::Ok);
+    }
+
+    #[test]
+    fn the_same_name_is_the_same_check_and_the_board_is_bounded() {
+        let board = Board::default();
+        board.set_phase(Phase::Ready);
+        for n in 0..CHECKS_MAX {
+            board.check(&n.to_string()).ok();
+        }
+        assert!(Arc::ptr_eq(&board.check("0"), &board.check("0")));
+        assert!(board.ready(clock::now()));
+        board.check("one more").ok();
+        assert!(
+            !board.ready(clock::now()),
+            "a check that nobody sees must not look like a good one"
+        );
+        let last = board.checks().pop().unwrap();
+        assert_eq!(last.name(), "board");
+    }
+
+    #[test]
+    fn a_reason_is_one_short_line() {
+        let board = Board::default();
+        let check = board.check("x");
+        check.failed("a\r\nb");
+        assert_eq!(check.state(clock::now()), State::Failed("a  b".into()));
+        check.failed("é".repeat(REASON_BYTES_MAX));
+        let State::Failed(reason) = check.state(clock::now()) else { unreachable!() };
+        assert_eq!(reason.len(), REASON_BYTES_MAX);
+    }
+}
