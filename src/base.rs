@@ -4,6 +4,7 @@ pub mod clock;
 pub mod error;
 pub mod health;
 pub mod heartbeat;
+pub mod exit;
 pub mod id;
 pub mod lock;
 pub mod logsite;

@@ -289,7 +289,6 @@ pub struct RawUpstream {
     /// The environment variable that holds the key for this upstream.
     #[schemars(length(min = 1, max = 256), extend(
         "x-default" = "none",
-        "x-secret" = true,
         "x-example" = "OPENAI_API_KEY",
     ))]
     #[serde(skip_serializing_if = "Option::is_none")]

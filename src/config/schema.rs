@@ -15,7 +15,51 @@ pub fn json() -> Value {
     if let Value::Object(root) = &mut schema {
         root.insert("title".into(), "tidegate.toml".into());
     }
+    order(&mut schema);
     schema
+}
+
+/// What comes first in each schema; the rest follows as it came. The settings themselves keep the
+/// order in which they are declared.
+const ORDER: [&str; 14] = [
+    "$schema",
+    "title",
+    "description",
+    "type",
+    "format",
+    "const",
+    "minimum",
+    "maximum",
+    "x-min",
+    "x-max",
+    "default",
+    "x-default",
+    "x-example",
+    "x-at-limit",
+];
+
+fn order(schema: &mut Value) {
+    match schema {
+        Value::Object(object) => {
+            let mut old = std::mem::take(object);
+            for name in ORDER {
+                if let Some(value) = old.shift_remove(name) {
+                    object.insert(name.to_owned(), value);
+                }
+            }
+            for (name, mut value) in old {
+                match (name.as_str(), &mut value) {
+                    ("properties", Value::Object(settings)) => {
+                        settings.values_mut().for_each(order);
+                    }
+                    _ => order(&mut value),
+                }
+                object.insert(name, value);
+            }
+        }
+        Value::Array(items) => items.iter_mut().for_each(order),
+        _ => {}
+    }
 }
 
 /// Takes out what Rust's `Option` and integer types add and TOML does not know: null, and formats

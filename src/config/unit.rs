@@ -41,9 +41,20 @@ impl Size {
     }
 }
 
+/// Exact: the largest unit that divides the duration.
 impl fmt::Display for Span {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        humantime::format_duration(self.0).fmt(f)
+        let millis = self.0.as_millis();
+        let units = [("h", 3_600_000), ("m", 60_000), ("s", 1000)];
+        let unit = units.iter().find(|(_, unit)| millis >= *unit && millis.is_multiple_of(*unit));
+        match unit {
+            _ if !self.0.as_nanos().is_multiple_of(1_000_000) => {
+                humantime::format_duration(self.0).fmt(f)
+            }
+            Some((name, unit)) => write!(f, "{}{name}", millis / unit),
+            None if millis == 0 => f.write_str("0s"),
+            None => write!(f, "{millis}ms"),
+        }
     }
 }
 
@@ -210,14 +221,25 @@ mod tests {
         check("99999999999999999999s", Err("is too large or too fine"));
     }
 
+    #[test]
+    fn durations_are_written_in_the_largest_unit_that_fits() {
+        for text in ["0s", "1ms", "1500ms", "75s", "2m", "10m", "24h", "1s 500us"] {
+            let span: Span = text.parse().unwrap();
+            assert_eq!(span.to_string(), text);
+        }
+    }
+
     proptest! {
         #[test]
-        fn what_is_written_is_read_again(bytes in any::<u64>(), millis in 0_u64..1 << 40) {
+        fn what_is_written_is_read_again(
+            bytes in any::<u64>(), millis in 0_u64..1 << 40, nanos in 0_u64..1 << 40,
+        ) {
             // Sizes that are no multiple of 1 KiB are written in bytes, so that none is rounded.
             prop_assert_eq!(Size(bytes).to_string().parse(), Ok(Size(bytes)));
             prop_assert_eq!(Rate(bytes).to_string().parse(), Ok(Rate(bytes)));
-            let span = Span(Duration::from_millis(millis));
-            prop_assert_eq!(span.to_string().parse(), Ok(span));
+            for span in [Span(Duration::from_millis(millis)), Span(Duration::from_nanos(nanos))] {
+                prop_assert_eq!(span.to_string().parse(), Ok(span));
+            }
         }
 
         #[test]
