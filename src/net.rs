@@ -11,6 +11,7 @@ pub mod http;
 pub mod http1;
 mod inbox;
 mod intake;
+pub mod outbound;
 mod park;
 mod respond;
 mod serve;
