@@ -344,7 +344,23 @@ impl Registry {
         self.inner.with(|inner| (inner.families.clone(), inner.limits.clone()))
     }
 
-    /// Series that were not exported because there were too many.
+    /// Stops exporting what belongs to something that is no more (an upstream that a reload took
+    /// out): its limits, and the series with this label and value. Who still counts there may go on.
+    pub fn retire(&self, label: &'static str, value: &str) {
+        self.inner.with(|inner| {
+            inner.limits.retain(|limit| limit.owner != value);
+            for family in &mut inner.families {
+                let belongs =
+                    |labels: &Labels| labels.iter().any(|(k, v)| *k == label && v == value);
+                family.series.retain(|(labels, _)| !belongs(labels));
+            }
+            let series: usize = inner.families.iter().map(|family| family.series.len()).sum();
+            inner.series = series + inner.limits.len();
+        });
+    }
+
+    /// Series that were not exported because there were too many, or because their name is taken by
+    /// another type.
     pub fn dropped(&self) -> u64 {
         self.dropped.value()
     }
@@ -371,7 +387,10 @@ impl Registry {
                 return metric.clone();
             }
             let metric = make();
-            if inner.series >= SERIES_MAX {
+            // One name has one type: a page with two is refused whole by its readers.
+            let kind = std::mem::discriminant(&metric);
+            let same_kind = |(_, first): &(Labels, Metric)| std::mem::discriminant(first) == kind;
+            if inner.series >= SERIES_MAX || !family.series.first().is_none_or(same_kind) {
                 self.dropped.inc();
             } else {
                 inner.series += 1;
@@ -412,6 +431,32 @@ mod tests {
         assert_eq!(families.len(), 1);
         assert_eq!(families[0].series.len(), 2);
         assert!(matches!(&families[0].series[0].1, Metric::Counter(c) if c.value() == 2));
+    }
+
+    #[test]
+    fn a_name_keeps_its_type() {
+        let registry = Registry::default();
+        registry.counter("a_total", "A.", &[]).inc();
+        registry.gauge("a_total", "A.", &[("x", "1")]).set(7);
+        registry.gauge("a_total", "A.", &[]).set(7);
+        let (families, _) = registry.gather();
+        assert_eq!(families[0].series.len(), 1);
+        assert!(matches!(&families[0].series[0].1, Metric::Counter(c) if c.value() == 1));
+        assert_eq!(registry.dropped(), 1);
+    }
+
+    #[test]
+    fn what_is_retired_makes_room() {
+        let registry = Registry::default();
+        for round in 0..SERIES_MAX {
+            let name = round.to_string();
+            registry.counter("a_total", "A.", &[("upstream", &name)]).inc();
+            registry.limit("upstream.concurrency_max", &name, 1, "wait");
+            registry.retire("upstream", &name);
+        }
+        let (families, limits) = registry.gather();
+        assert!(families.iter().all(|family| family.series.is_empty()) && limits.is_empty());
+        assert_eq!(registry.dropped(), 0);
     }
 
     #[test]
