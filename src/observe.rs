@@ -1,3 +1,6 @@
 //! What the program says about itself: logs and the metrics page.
 
+pub mod access;
 pub mod log;
+pub mod process;
+pub mod prometheus;
