@@ -18,6 +18,8 @@
 #[macro_use]
 mod support;
 
+// A client that leaves, in every phase.
+mod client_gone;
 // Every fault of an upstream, in every combination.
 mod faults;
 // Requests that are no proper HTTP, and smuggling.

@@ -2,6 +2,7 @@
 
 pub mod answers;
 pub mod faults;
+pub mod mute;
 pub mod upstream;
 
 pub use upstream::{Call, FakeUpstream, Gate, Seen, Step};
