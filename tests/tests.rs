@@ -22,5 +22,7 @@ mod support;
 mod client_gone;
 // Every fault of an upstream, in every combination.
 mod faults;
+// Clients that mean harm: slow, many, endless.
+mod hostile;
 // Requests that are no proper HTTP, and smuggling.
 mod strict;
