@@ -85,7 +85,7 @@ impl Case {
 fn deadlines() -> String {
     format!(
         "connect_timeout = \"{}ms\"\nfirst_token_timeout = \"{d}ms\"\nanswer_timeout = \"{d}ms\"\nidle_timeout = \"{d}ms\"\n\
-         stream_line_max = \"{LINE_MAX}\"\nanswer_max = \"{ANSWER_MAX}\"\nconcurrency_max = 64",
+         stream_line_max = {LINE_MAX}\nanswer_max = {ANSWER_MAX}\nconcurrency_max = 64",
         CONNECT.as_millis(),
         d = DEADLINE.as_millis()
     )

@@ -18,11 +18,19 @@
 #[macro_use]
 mod support;
 
+// Keys, Host, Origin, CORS, paths and methods.
+mod auth;
 // A client that leaves, in every phase.
 mod client_gone;
 // Every fault of an upstream, in every combination.
 mod faults;
 // Clients that mean harm: slow, many, endless.
 mod hostile;
+// Access lines, secrets, rotation, dead disks and terminals.
+mod logs;
+// SIGHUP, good and bad files.
+mod reload;
+// Drain, second signal, log files.
+mod signals;
 // Requests that are no proper HTTP, and smuggling.
 mod strict;
