@@ -1,1 +1,169 @@
-//! The ops plane: health, readiness, metrics.
+//! The ops plane: health, readiness and metrics, on a listener of its own. Thin handlers over what
+//! the parts below keep up to date; nothing here calls out or waits.
+
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Instant;
+
+use crate::base::clock;
+use crate::base::error::{Error, Kind};
+use crate::base::health::Board;
+use crate::base::heartbeat::Heartbeats;
+use crate::base::id::RequestId;
+use crate::base::metrics::Registry;
+use crate::log_limited;
+use crate::net::http::{Head, Method, Request, Response};
+use crate::net::http1::reason;
+use crate::net::service::{Admission, Service, Step};
+use crate::net::turn::Turn;
+use crate::observe::prometheus;
+
+mod probes;
+
+/// Largest body taken, in bytes. No route wants one; this much is read so that a probe that sends
+/// one anyway is answered and not cut off.
+const BODY_BYTES_MAX: u64 = 4 * 1024;
+/// What every route takes.
+const METHODS: &str = "GET, HEAD";
+
+/// The handlers of the ops plane.
+#[derive(Debug)]
+pub struct OpsHandler {
+    board: Arc<Board>,
+    heartbeats: Arc<Heartbeats>,
+    registry: Arc<Registry>,
+    /// Only callers on this machine can reach the listener.
+    loopback: bool,
+}
+
+impl OpsHandler {
+    /// Handlers over these, for a listener on this address.
+    pub fn new(
+        board: Arc<Board>,
+        heartbeats: Arc<Heartbeats>,
+        registry: Arc<Registry>,
+        listen: SocketAddr,
+    ) -> Self {
+        OpsHandler { board, heartbeats, registry, loopback: listen.ip().is_loopback() }
+    }
+
+    /// Answers one request. For `HEAD` the answer is that to `GET`; the engine leaves its body out.
+    pub fn handle(&self, request: &Request) -> Response {
+        self.handle_head(&request.head, clock::now())
+    }
+
+    /// The same at a given time; no route looks at a body.
+    fn handle_head(&self, head: &Head, now: Instant) -> Response {
+        let path = head.path();
+        let (root, part) = match path.get(1..).and_then(|rest| rest.split_once('/')) {
+            Some((root, part)) => (root, Some(part)),
+            None => (path.get(1..).unwrap_or_default(), None),
+        };
+        let query = head.query();
+        let answer: &dyn Fn() -> Option<Response> = match root {
+            "livez" | "healthz" | "health" => {
+                &|| probes::live(&self.heartbeats, now).answer("livez", part, query)
+            }
+            "readyz" | "ready" => &|| probes::ready(&self.board, now).answer("readyz", part, query),
+            "metrics" if part.is_none() => &|| Some(self.metrics()),
+            _ => return not_found(path),
+        };
+        if !matches!(head.method, Method::Get | Method::Head) {
+            let kind = Kind::MethodNotAllowed;
+            let text = format!("{path} takes {METHODS}");
+            return problem(&Error::new(kind, text)).with("allow", METHODS);
+        }
+        answer().unwrap_or_else(|| not_found(path))
+    }
+
+    fn metrics(&self) -> Response {
+        let mut page = Vec::with_capacity(32 * 1024);
+        prometheus::render(&self.registry, &mut page);
+        Response::new(200, prometheus::CONTENT_TYPE, page).with("cache-control", "no-store")
+    }
+
+    /// Refuses what a browser page sends. A page on another site can make its reader's browser ask
+    /// a loopback address, under a name of its own that it pointed there; an address or `localhost`
+    /// cannot be such a name. Where others may reach the listener anyway, any name is taken.
+    fn check_browser(&self, head: &Head) -> Result<(), Error> {
+        if head.headers.get("origin").is_some() {
+            let text = "the ops plane takes no requests of web pages";
+            return Err(Error::new(Kind::OriginNotAllowed, text));
+        }
+        let host = head.headers.get_str("host").unwrap_or_default();
+        if self.loopback && !host.is_empty() && !names_no_site(host) {
+            let text = "this Host is not allowed here; use the address or localhost";
+            return Err(Error::new(Kind::HostNotAllowed, text));
+        }
+        Ok(())
+    }
+}
+
+/// Whether a host is an address or `localhost`, with or without a port.
+fn names_no_site(host: &str) -> bool {
+    if let Some(rest) = host.strip_prefix('[') {
+        let address = rest.split_once(']').map(|(address, _)| address);
+        return address.is_some_and(|address| address.parse::<Ipv6Addr>().is_ok());
+    }
+    let name = host.split_once(':').map_or(host, |(name, _)| name);
+    name.eq_ignore_ascii_case("localhost") || name.parse::<IpAddr>().is_ok()
+}
+
+fn not_found(path: &str) -> Response {
+    let text = format!("no {path} here; ask for /livez, /readyz or /metrics");
+    problem(&Error::new(Kind::NotFound, text))
+}
+
+/// An error as RFC 9457 has it.
+fn problem(error: &Error) -> Response {
+    let row = error.row();
+    let document = serde_json::json!({
+        "type": "about:blank",
+        "title": reason(row.status),
+        "status": row.status,
+        "detail": error.context(),
+        "code": row.code,
+    });
+    let response = Response::new(row.status, "application/problem+json", document.to_string());
+    match error.retry_after_seconds() {
+        Some(seconds) => response.with("retry-after", seconds.to_string()),
+        None => response,
+    }
+}
+
+impl Service for OpsHandler {
+    fn admit(
+        &self,
+        head: &Head,
+        peer: &SocketAddr,
+        id: &RequestId,
+    ) -> Result<Admission, Box<Response>> {
+        match self.check_browser(head) {
+            Ok(()) => Ok(Admission { body_max: BODY_BYTES_MAX, ..Admission::default() }),
+            Err(error) => Err(Box::new(self.refuse(&error, Some(head), peer, id))),
+        }
+    }
+
+    fn start(&self, request: Request, _turn: &mut Turn<'_>) -> Step {
+        Step::Respond(self.handle(&request))
+    }
+
+    fn refuse(
+        &self,
+        error: &Error,
+        _head: Option<&Head>,
+        peer: &SocketAddr,
+        id: &RequestId,
+    ) -> Response {
+        let row = error.row();
+        let help = "Requests that the ops plane refused, by code.";
+        self.registry.counter("tidegate_ops_refused_total", help, &[("code", row.code)]).inc();
+        log_limited!(
+            row.level, "ops_refused", id:% = id, peer:% = peer, code = row.code, reason:% = error
+        );
+        problem(error)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,193 @@
+//! Requests as the engine hands them over, and the answers.
+
+use std::time::Duration;
+
+use super::*;
+use crate::base::health::Phase;
+use crate::net::http::{BodyLength, Headers};
+
+struct Plane {
+    ops: OpsHandler,
+    board: Arc<Board>,
+    heartbeats: Arc<Heartbeats>,
+    registry: Arc<Registry>,
+}
+
+fn plane_on(listen: &str) -> Plane {
+    let (board, heartbeats) = (Arc::new(Board::default()), Arc::new(Heartbeats::default()));
+    let registry = Arc::new(Registry::default());
+    let ops = OpsHandler::new(
+        Arc::clone(&board),
+        Arc::clone(&heartbeats),
+        Arc::clone(&registry),
+        listen.parse().unwrap(),
+    );
+    Plane { ops, board, heartbeats, registry }
+}
+
+fn plane() -> Plane {
+    plane_on("127.0.0.1:18790")
+}
+
+fn head(method: &str, target: &str, fields: &[(&str, &str)]) -> Head {
+    let mut headers = Headers::default();
+    for (name, value) in fields {
+        headers.push(name.as_bytes(), value.as_bytes());
+    }
+    Head {
+        method: Method::parse(method),
+        target: target.into(),
+        http11: true,
+        headers,
+        body: BodyLength::None,
+        keep_alive: true,
+        expects_continue: false,
+    }
+}
+
+impl Plane {
+    fn ask(&self, method: &str, target: &str) -> Response {
+        self.ops.handle_head(&head(method, target, &[]), clock::now())
+    }
+
+    fn get(&self, target: &str) -> (u16, String) {
+        self.get_at(target, clock::now())
+    }
+
+    fn get_at(&self, target: &str, now: Instant) -> (u16, String) {
+        let response = self.ops.handle_head(&head("GET", target, &[]), now);
+        (response.status, String::from_utf8(response.body).unwrap())
+    }
+
+    fn check(&self, target: &str, status: u16, text: &str) {
+        assert_eq!(self.get(target), (status, text.to_owned()), "{target}");
+    }
+}
+
+fn field<'a>(response: &'a Response, name: &str) -> Option<&'a str> {
+    response.headers.iter().find(|(have, _)| *have == name).map(|(_, value)| value.as_str())
+}
+
+#[test]
+fn live_in_every_phase_while_every_thread_beats() {
+    let plane = plane();
+    let beat = plane.heartbeats.register("park", Duration::from_secs(5));
+    for phase in [Phase::Starting, Phase::Ready, Phase::Draining, Phase::Stopping] {
+        plane.board.set_phase(phase);
+        for target in ["/livez", "/healthz", "/health", "/livez/", "/livez?x=1"] {
+            plane.check(target, 200, "ok");
+        }
+    }
+    plane.check("/livez?verbose", 200, "[+]park ok\nlivez check passed\n");
+    let start = clock::now();
+    beat.tick_at(start);
+    let _other = plane.heartbeats.register("accept-0", Duration::from_secs(60));
+    let (status, text) = plane.get_at("/livez", start + Duration::from_secs(7));
+    assert_eq!(status, 503);
+    assert_eq!(
+        text,
+        "[-]park failed: no beat for 7000 ms (at most 5000 ms)\n[+]accept-0 ok\nlivez check failed\n"
+    );
+    assert_eq!(plane.get_at("/livez/accept-0", start + Duration::from_secs(7)).0, 200);
+    assert_eq!(plane.get_at("/livez/park", start + Duration::from_secs(7)).0, 503);
+    assert_eq!(plane.get_at("/livez?exclude=park", start + Duration::from_secs(7)).0, 200);
+}
+
+#[test]
+fn ready_only_in_its_phase_and_with_every_check() {
+    let plane = plane();
+    plane.check("/readyz", 503, "[-]phase failed: starting\nreadyz check failed\n");
+    plane.board.set_phase(Phase::Ready);
+    for target in ["/readyz", "/ready"] {
+        plane.check(target, 200, "ok");
+    }
+    let (listener, disk) = (plane.board.check("listener"), plane.board.check("disk"));
+    listener.ok();
+    let pending =
+        "[+]phase ok\n[+]listener ok\n[-]disk failed: not known yet\nreadyz check failed\n";
+    plane.check("/readyz", 503, pending);
+    disk.degraded("slow");
+    let slow = "[+]phase ok\n[+]listener ok\n[+]disk degraded: slow\nreadyz check passed\n";
+    plane.check("/readyz?verbose", 200, slow);
+    plane.check("/readyz", 200, "ok");
+    disk.failed("full");
+    let full = "[+]phase ok\n[+]listener ok\n[-]disk failed: full\nreadyz check failed\n";
+    plane.check("/readyz", 503, full);
+    plane.check("/readyz/disk", 503, "[-]disk failed: full\n");
+    plane.check("/readyz/listener", 200, "ok");
+    assert_eq!(plane.get("/readyz/none").0, 404);
+    plane.check("/readyz?exclude=disk", 200, "ok");
+    let excluded = "[+]phase ok\n[+]listener ok\n[+]disk excluded: ok\nreadyz check passed\n";
+    plane.check("/readyz?verbose&exclude=disk", 200, excluded);
+    plane.board.set_phase(Phase::Draining);
+    let (status, text) = plane.get("/readyz?exclude=disk&exclude=phase&exclude=none");
+    assert_eq!(status, 503, "the phase cannot be excluded");
+    assert!(text.starts_with("[-]phase failed: draining\n"), "{text}");
+    assert!(
+        text.contains("warn: phase cannot be excluded\nwarn: none cannot be excluded\n"),
+        "{text}"
+    );
+}
+
+#[test]
+fn metrics_are_a_page_of_the_text_format() {
+    let plane = plane();
+    plane.registry.counter("tidegate_x_total", "X.", &[]).add(3);
+    let response = plane.ask("GET", "/metrics");
+    assert_eq!(response.status, 200);
+    assert_eq!(field(&response, "content-type"), Some(prometheus::CONTENT_TYPE));
+    let text = String::from_utf8(response.body).unwrap();
+    assert!(text.contains("\ntidegate_x_total 3\n"), "{text}");
+}
+
+#[test]
+fn other_paths_and_methods_are_refused_with_what_to_do() {
+    let plane = plane();
+    for target in ["/", "/nothing", "/metrics/x", "/livezz", "/livez/none", "/READYZ", "*", ""] {
+        let response = plane.ask("GET", target);
+        assert_eq!(response.status, 404, "{target}");
+        assert_eq!(field(&response, "content-type"), Some("application/problem+json"));
+        let problem: serde_json::Value = serde_json::from_slice(&response.body).unwrap();
+        assert_eq!((&problem["status"], &problem["code"]), (&404.into(), &"not_found".into()));
+    }
+    for method in ["POST", "DELETE", "OPTIONS", "BREW"] {
+        for target in ["/livez", "/readyz", "/metrics"] {
+            let response = plane.ask(method, target);
+            assert_eq!((response.status, field(&response, "allow")), (405, Some("GET, HEAD")));
+        }
+        assert_eq!(plane.ask(method, "/nothing").status, 404);
+    }
+    assert_eq!(plane.ask("HEAD", "/livez").status, 200);
+}
+
+#[test]
+fn a_web_page_cannot_ask() {
+    let admitted = |plane: &Plane, fields: &[(&str, &str)]| {
+        let peer = "127.0.0.1:1".parse().unwrap();
+        let id = RequestId::generate();
+        let admission = plane.ops.admit(&head("GET", "/metrics", fields), &peer, &id);
+        admission.map(|admission| admission.body_max).map_err(|response| response.status)
+    };
+    let plane = plane();
+    for host in
+        ["127.0.0.1:18790", "localhost", "LOCALHOST:18790", "[::1]:18790", "[::1]", "10.0.0.1"]
+    {
+        assert_eq!(admitted(&plane, &[("host", host)]), Ok(BODY_BYTES_MAX), "{host}");
+    }
+    for host in ["evil.example", "localhost.evil.example:18790", "127.0.0.1.evil.example"] {
+        assert_eq!(admitted(&plane, &[("host", host)]), Err(403), "{host}");
+    }
+    let page = [("host", "localhost"), ("origin", "http://localhost:3000")];
+    assert_eq!(admitted(&plane, &page), Err(403));
+    let mut text = Vec::new();
+    prometheus::render(&plane.registry, &mut text);
+    let text = String::from_utf8(text).unwrap();
+    assert!(text.contains("tidegate_ops_refused_total{code=\"host_not_allowed\"} 3\n"), "{text}");
+    // HTTP/1.0 has no Host; and where others reach the listener, names are how they do.
+    assert_eq!(admitted(&plane, &[]), Ok(BODY_BYTES_MAX));
+    assert_eq!(
+        admitted(&plane_on("0.0.0.0:18790"), &[("host", "gateway:18790")]),
+        Ok(BODY_BYTES_MAX)
+    );
+    assert_eq!(admitted(&plane_on("0.0.0.0:18790"), &page), Err(403));
+}
