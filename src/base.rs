@@ -2,9 +2,9 @@
 
 pub mod clock;
 pub mod error;
+pub mod exit;
 pub mod health;
 pub mod heartbeat;
-pub mod exit;
 pub mod id;
 pub mod lock;
 pub mod logsite;

@@ -15,6 +15,9 @@ mod stream;
 mod tls;
 mod wait;
 
+#[cfg(test)]
+mod tests;
+
 use std::path::PathBuf;
 
 pub use control::Control;

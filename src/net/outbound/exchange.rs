@@ -230,10 +230,10 @@ impl Exchange {
                 return Ok(None);
             }
             self.unread = 0..0;
-            if self.fill(watch)? == 0 {
-                if let Err(cut) = self.decoder.end_of_input() {
-                    return Err(self.cut(Some(&cut), None));
-                }
+            if self.fill(watch)? == 0
+                && let Err(cut) = self.decoder.end_of_input()
+            {
+                return Err(self.cut(Some(&cut), None));
             }
         }
     }

@@ -347,3 +347,90 @@ fn literal(host: &str) -> Option<Addresses> {
     }
     host.parse::<IpAddr>().ok().map(|address| [address].into())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The cache under a clock of its own; lookups land when the test says so.
+    struct Clocked {
+        resolver: Resolver,
+        start: Instant,
+    }
+
+    impl Clocked {
+        fn new() -> Self {
+            let resolver = Resolver::new(System, &Registry::default());
+            Clocked { resolver, start: clock::now() }
+        }
+
+        /// What a caller gets at this second: an answer (the last byte of its address, or a
+        /// failure) or none yet; and whether a lookup begins.
+        fn plan(&self, host: &str, second: u64) -> (Option<Result<u8, ()>>, bool) {
+            let at = self.start + Duration::from_secs(second);
+            let (plan, begin) = self.resolver.shared.state.with(|state| state.plan(host, at));
+            let answer = match plan {
+                Plan::Use(Ok(addresses)) => match addresses[0] {
+                    IpAddr::V4(address) => Some(Ok(address.octets()[3])),
+                    IpAddr::V6(address) => panic!("{address}"),
+                },
+                Plan::Use(Err(_)) => Some(Err(())),
+                Plan::Wait(_) => None,
+            };
+            (answer, begin.is_some())
+        }
+
+        fn land(&self, host: &str, answer: Result<u8, ()>, second: u64) {
+            let answer = answer
+                .map(|last| [IpAddr::from([10, 0, 0, last])].into())
+                .map_err(|()| "no such name".into());
+            self.resolver.shared.land(
+                &host.into(),
+                answer,
+                self.start + Duration::from_secs(second),
+            );
+        }
+    }
+
+    #[test]
+    fn an_old_answer_serves_while_a_new_one_is_fetched_or_cannot_be_had() {
+        let names = Clocked::new();
+        assert_eq!(names.plan("a", 0), (None, true));
+        assert_eq!(names.plan("a", 0), (None, false), "one lookup for all");
+        names.land("a", Ok(1), 0);
+        assert_eq!(names.plan("a", 59), (Some(Ok(1)), false));
+        assert_eq!(names.plan("a", 60), (Some(Ok(1)), true));
+        assert_eq!(names.plan("a", 61), (Some(Ok(1)), false), "the refresh is on its way");
+        names.land("a", Err(()), 62);
+        assert_eq!(names.plan("a", 63), (Some(Ok(1)), false), "it failed a moment ago");
+        assert_eq!(names.plan("a", 64), (Some(Ok(1)), true));
+        names.land("a", Ok(2), 65);
+        assert_eq!(names.plan("a", 66), (Some(Ok(2)), false));
+        // Ten minutes old: of no use any more.
+        assert_eq!(names.plan("a", 665), (None, true));
+        names.land("a", Err(()), 666);
+        assert_eq!(names.plan("a", 667), (Some(Err(())), false));
+        assert_eq!(names.plan("a", 668), (None, true));
+    }
+
+    #[test]
+    fn names_and_lookups_are_bounded() {
+        let names = Clocked::new();
+        for n in 0..=NAMES_MAX {
+            names.plan(&n.to_string(), 0);
+            names.land(&n.to_string(), Ok(1), 0);
+        }
+        let limit = &names.resolver.shared.names;
+        assert_eq!((limit.now(), limit.max()), (NAMES_MAX as u64, NAMES_MAX as u64));
+        assert_eq!(names.plan("0", 1), (None, true), "the least recently used went");
+
+        for n in 0..PENDING_MAX + THREADS_MAX {
+            names.plan(&format!("pending {n}"), 1);
+        }
+        let (plan, begin) =
+            names.resolver.shared.state.with(|state| state.plan("one more", names.start));
+        assert!(begin.is_none());
+        let Plan::Wait(receiver) = plan else { panic!("it is not known") };
+        assert!(receiver.try_recv().unwrap().is_err(), "told at once");
+    }
+}
