@@ -13,6 +13,7 @@ use arc_swap::ArcSwapOption;
 use crossbeam_channel::{RecvTimeoutError, bounded};
 use log::{Level, LevelFilter, Metadata, Record};
 
+use crate::base::lock;
 use crate::base::metrics::Registry;
 use crate::base::thread::{self, Thread};
 use crate::config::settings::Log;
@@ -129,21 +130,21 @@ impl LogHandle {
     ///
     /// # Errors
     /// When the folder cannot be used: then nothing changes. When the writer is stuck: then the
-    /// change is made as soon as it is free.
+    /// change is made as soon as it is free (the level at once).
     pub fn reconfigure(&self, config: &Log) -> Result<(), ReconfigureError> {
         let (answer, answered) = bounded(1);
         let order = Reconfigure { config: config.clone(), answer };
         self.queue.order(|orders| orders.reconfigure = Some(order));
-        match answered.recv_timeout(ANSWER_TIMEOUT) {
-            Ok(Ok(())) => {
-                self.set_level(config.level);
-                Ok(())
-            }
-            Ok(Err(reason)) => Err(ReconfigureError::Refused(reason)),
+        lock::assert_none_held();
+        let answer = match answered.recv_timeout(ANSWER_TIMEOUT) {
+            Ok(Err(reason)) => return Err(ReconfigureError::Refused(reason)),
+            Ok(Ok(())) => Ok(()),
             Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {
                 Err(ReconfigureError::Pending)
             }
-        }
+        };
+        self.set_level(config.level);
+        answer
     }
 
     /// Waits until every line logged before this call was handed to the operating system (or given
@@ -151,6 +152,7 @@ impl LogHandle {
     pub fn flush(&self, wait_max: Duration) -> bool {
         let (done, is_done) = bounded(1);
         self.queue.order(|orders| orders.add_flush(done));
+        lock::assert_none_held();
         is_done.recv_timeout(wait_max).is_ok()
     }
 
@@ -168,6 +170,7 @@ impl LogHandle {
         }
         let (done, is_done) = bounded(1);
         self.queue.order(|orders| orders.stop = Some(done));
+        lock::assert_none_held();
         if is_done.recv_timeout(wait_max).is_ok() {
             thread.join();
             true

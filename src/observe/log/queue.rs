@@ -141,17 +141,22 @@ impl Queue {
             self.lines_limit.refuse();
             return;
         }
-        let pending = self.lines.len();
-        self.lines_limit.set_now(pending as u64);
+        let pending = self.pending();
+        self.lines_limit.set_now(pending);
         // The writer naps to gather lines; a queue that is half full ends the nap.
-        if pending as u64 >= self.lines_limit.max() / 2 {
+        if pending >= self.lines_limit.max() / 2 {
             let _ = self.wake.try_send(());
         }
     }
 
     /// Says how many lines are left, for the gauge.
     pub(super) fn taken(&self) {
-        self.lines_limit.set_now(self.lines.len() as u64);
+        self.lines_limit.set_now(self.pending());
+    }
+
+    /// Lines that the writer has not taken.
+    pub(super) fn pending(&self) -> u64 {
+        self.lines.len() as u64
     }
 
     /// Gives an order.

@@ -314,6 +314,58 @@ fn a_full_disk_is_counted_and_writing_goes_on_when_there_is_room() {
     assert!(text.contains(" info kept\n"), "{text}");
 }
 
+#[test]
+fn a_file_that_cannot_be_rotated_stays_within_twice_its_size() {
+    let dir = tempfile::tempdir().unwrap();
+    let current = LogHandle::current_file(dir.path());
+    // A folder where the first rotated file should be.
+    fs::create_dir(dir.path().join("tidegate_r00000.log")).unwrap();
+    let (log, registry) = open(&Log { rotate_size: 2000, ..config(dir.path()) });
+    for n in 0..500 {
+        log.line(&format!("line-{n}"));
+        assert!(n % 10 != 0 || log.flush(PATIENCE));
+        let size = fs::metadata(&current).map_or(0, |metadata| metadata.len());
+        assert!(size <= 4000, "{size}");
+    }
+    assert!(log.stop(PATIENCE));
+    assert_eq!(dropped(&registry), 0);
+    assert!(counter(&registry, "tidegate_log_write_errors_total") > 0);
+    assert_eq!(events(&current).last().map(String::as_str), Some("line-499"));
+}
+
+#[test]
+fn a_large_file_from_before_is_rotated_before_the_first_line() {
+    let dir = tempfile::tempdir().unwrap();
+    let current = LogHandle::current_file(dir.path());
+    fs::write(&current, "x".repeat(5000)).unwrap();
+    let (log, _registry) = open(&Log { rotate_size: 2000, ..config(dir.path()) });
+    log.line("first");
+    assert!(log.stop(PATIENCE));
+    assert_eq!(events(&current), ["first"]);
+    assert_eq!(rotated(dir.path()).len(), 1);
+}
+
+#[test]
+fn settings_changed_on_a_stalled_disk_come_into_force_when_it_is_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let fifo = stalled(dir.path());
+    let healthy = dir.path().join("healthy");
+    let (log, _registry) = open(&config(dir.path()));
+    log.line("first");
+    eventually("the writer to be stuck", || log.queue.pending() == 0);
+    let change = Log { level: LevelFilter::Warn, ..config(&healthy) };
+    assert!(matches!(log.reconfigure(&change), Err(ReconfigureError::Pending)));
+    let mut reader = fs::File::open(&fifo).unwrap();
+    assert!(log.flush(PATIENCE));
+    log.line("below the level");
+    log.level_line(Level::Warn, "tidegate", "second");
+    assert!(log.stop(PATIENCE));
+    let mut text = String::new();
+    reader.read_to_string(&mut text).unwrap();
+    assert!(text.ends_with(" info first\n"), "{text}");
+    assert_eq!(events(&LogHandle::current_file(&healthy)), ["second"]);
+}
+
 /// A log whose standard error is as full as its disk.
 fn start_without_stderr(config: &Log, registry: &Registry) -> LogHandle {
     let (queue, ends) = Queue::new(config, registry);
@@ -324,3 +376,5 @@ fn start_without_stderr(config: &Log, registry: &Registry) -> LogHandle {
     let thread = thread::spawn("log", move || writer.run()).unwrap();
     LogHandle { queue, thread: Some(thread), global: false }
 }
+
+mod child;
