@@ -9,6 +9,7 @@ mod date;
 pub mod engine;
 pub mod http;
 pub mod http1;
+pub mod http_client;
 mod inbox;
 mod intake;
 pub mod outbound;

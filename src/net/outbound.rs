@@ -12,7 +12,7 @@ mod exchange;
 mod pool;
 pub mod resolve;
 mod stream;
-mod tls;
+pub(in crate::net) mod tls;
 mod wait;
 
 #[cfg(test)]

@@ -144,7 +144,7 @@ impl Resolver {
     ///
     /// # Errors
     /// [`Kind::UpstreamConnect`] when the lookup failed; those of a wait otherwise.
-    pub(super) fn resolve(
+    pub(in crate::net) fn resolve(
         &self,
         upstream: &str,
         host: &str,

@@ -21,7 +21,7 @@ static PLATFORM: OnceLock<Arc<ClientConfig>> = OnceLock::new();
 ///
 /// # Errors
 /// When the platform has no usable roots. The next call looks again.
-pub(super) fn platform() -> Result<Arc<ClientConfig>> {
+pub(in crate::net) fn platform() -> Result<Arc<ClientConfig>> {
     if let Some(config) = PLATFORM.get() {
         return Ok(Arc::clone(config));
     }
@@ -46,7 +46,7 @@ pub(super) fn platform() -> Result<Arc<ClientConfig>> {
 ///
 /// # Errors
 /// [`Kind::Internal`] when the file cannot be read or holds no certificate.
-pub(super) fn only(ca_file: &Path) -> Result<Arc<ClientConfig>> {
+pub(in crate::net) fn only(ca_file: &Path) -> Result<Arc<ClientConfig>> {
     let shown = ca_file.display();
     let unusable = |what: &str| Error::new(Kind::Internal, format!("ca_file {shown}: {what}"));
     let file = std::fs::File::open(ca_file)

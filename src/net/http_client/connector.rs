@@ -1,0 +1,165 @@
+//! What ureq gets from us: names, and TLS with the roots that model calls use too, so that they are
+//! read and kept once.
+
+use std::fmt;
+use std::io::{Read, Write};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustls::pki_types::ServerName;
+use rustls::{ClientConfig, ClientConnection, StreamOwned};
+use ureq::http::Uri;
+use ureq::unversioned::resolver::{ResolvedSocketAddrs, Resolver as Resolve};
+use ureq::unversioned::transport::time::{Duration as Span, Instant as Time};
+use ureq::unversioned::transport::{
+    Buffers, ConnectionDetails, Connector, Either, LazyBuffers, NextTimeout, Transport,
+    TransportAdapter,
+};
+
+use crate::base::clock;
+use crate::base::error::Phase;
+use crate::net::outbound::resolve::ADDRESSES_MAX;
+use crate::net::outbound::{Control, Resolver, Watch};
+
+/// Names to addresses, by the process's resolver.
+pub(super) struct Names {
+    pub(super) upstream: String,
+    pub(super) resolver: Arc<Resolver>,
+    pub(super) control: Arc<Control>,
+    /// The longest wait for a name.
+    pub(super) timeout: Duration,
+}
+
+impl fmt::Debug for Names {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Names")
+    }
+}
+
+impl Resolve for Names {
+    fn resolve(
+        &self,
+        uri: &Uri,
+        _: &ureq::config::Config,
+        timeout: NextTimeout,
+    ) -> Result<ResolvedSocketAddrs, ureq::Error> {
+        let host = uri.host().unwrap_or_default().trim_matches(['[', ']']);
+        let scheme_port = if uri.scheme_str() == Some("https") { 443 } else { 80 };
+        let port = uri.port_u16().unwrap_or(scheme_port);
+        let wait = (*timeout.after).min(self.timeout);
+        let watch = Watch { client: None, deadline: clock::now() + wait, phase: Phase::Resolve };
+        let found = self
+            .resolver
+            .resolve(&self.upstream, host, &watch, &self.control)
+            .map_err(|error| ureq::Error::Other(Box::new(error)))?;
+        let mut addresses = self.empty();
+        for address in found.iter().take(ADDRESSES_MAX) {
+            addresses.push(SocketAddr::new(*address, port));
+        }
+        Ok(addresses)
+    }
+}
+
+/// Wraps a connection in TLS when the address asks for it.
+pub(super) struct Tls {
+    pub(super) trust: Option<Arc<ClientConfig>>,
+}
+
+impl fmt::Debug for Tls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Tls")
+    }
+}
+
+/// A handshake that failed.
+#[derive(Debug, thiserror::Error)]
+#[error("the TLS handshake failed")]
+pub(super) struct Handshake(#[source] std::io::Error);
+
+impl<In: Transport> Connector<In> for Tls {
+    type Out = Either<In, Secured>;
+
+    fn connect(
+        &self,
+        details: &ConnectionDetails<'_>,
+        chained: Option<In>,
+    ) -> Result<Option<Self::Out>, ureq::Error> {
+        let Some(transport) = chained else { return Err(ureq::Error::ConnectionFailed) };
+        if !details.needs_tls() || transport.is_tls() {
+            return Ok(Some(Either::A(transport)));
+        }
+        let Some(trust) = &self.trust else { return Err(ureq::Error::TlsRequired) };
+        let host = details.uri.host().unwrap_or_default().trim_matches(['[', ']']);
+        let name = ServerName::try_from(host)
+            .map_err(|_| ureq::Error::Tls("its host is no name for a certificate"))?
+            .to_owned();
+        let mut conn = ClientConnection::new(Arc::clone(trust), name)
+            .map_err(|error| ureq::Error::Other(Box::new(error)))?;
+        let mut sock = TransportAdapter::new(transport.boxed(), Arc::clone(&details.current_time));
+        sock.set_timeout(left(details));
+        while conn.is_handshaking() {
+            conn.complete_io(&mut sock).map_err(|error| match error.into() {
+                ureq::Error::Io(error) => ureq::Error::Other(Box::new(Handshake(error))),
+                // Its deadline.
+                other => other,
+            })?;
+        }
+        let config = details.config;
+        let buffers = LazyBuffers::new(config.input_buffer_size(), config.output_buffer_size());
+        let stream = StreamOwned { conn, sock };
+        Ok(Some(Either::B(Secured { buffers, stream })))
+    }
+}
+
+/// What is left of the time to connect: it began before the TCP handshake.
+fn left(details: &ConnectionDetails<'_>) -> NextTimeout {
+    let gone = match ((details.current_time)(), details.now) {
+        (Time::Exact(now), Time::Exact(begun)) => now.saturating_duration_since(begun),
+        _ => Duration::ZERO,
+    };
+    let after = match details.timeout.after {
+        Span::Exact(after) => Span::Exact(after.saturating_sub(gone)),
+        Span::NotHappening => Span::NotHappening,
+    };
+    NextTimeout { after, ..details.timeout }
+}
+
+/// A connection in TLS.
+pub(super) struct Secured {
+    buffers: LazyBuffers,
+    stream: StreamOwned<ClientConnection, TransportAdapter>,
+}
+
+impl fmt::Debug for Secured {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secured")
+    }
+}
+
+impl Transport for Secured {
+    fn buffers(&mut self) -> &mut dyn Buffers {
+        &mut self.buffers
+    }
+
+    fn transmit_output(&mut self, amount: usize, timeout: NextTimeout) -> Result<(), ureq::Error> {
+        self.stream.get_mut().set_timeout(timeout);
+        self.stream.write_all(&self.buffers.output()[..amount])?;
+        Ok(())
+    }
+
+    fn await_input(&mut self, timeout: NextTimeout) -> Result<bool, ureq::Error> {
+        self.stream.get_mut().set_timeout(timeout);
+        let amount = self.stream.read(self.buffers.input_append_buf())?;
+        self.buffers.input_appended(amount);
+        Ok(amount > 0)
+    }
+
+    fn is_open(&mut self) -> bool {
+        self.stream.get_mut().get_mut().is_open()
+    }
+
+    fn is_tls(&self) -> bool {
+        true
+    }
+}
