@@ -13,6 +13,7 @@ mod nearest;
 mod print;
 mod raw;
 pub mod reload;
+pub mod render;
 mod report;
 pub mod schema;
 mod secret;

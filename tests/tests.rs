@@ -22,6 +22,8 @@ mod support;
 mod auth;
 // A client that leaves, in every phase.
 mod client_gone;
+// The configuration, its commands and the files made from its schema.
+mod config;
 // Every fault of an upstream, in every combination.
 mod faults;
 // Clients that mean harm: slow, many, endless.

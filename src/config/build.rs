@@ -168,8 +168,8 @@ fn state_dir(raw: &Raw, site: &Site<'_>) -> Option<PathBuf> {
 fn keys(raw: &Raw, report: &mut Report) -> Vec<Key> {
     let names = raw.key.iter().map(|key| key.name.as_str());
     unique("key", "name", names, report);
-    let digests = raw.key.iter().map(|key| key.sha256.as_str());
-    unique("key", "sha256", digests, report);
+    let digests: Vec<String> = raw.key.iter().map(|key| key.sha256.to_ascii_lowercase()).collect();
+    unique("key", "sha256", digests.iter().map(String::as_str), report);
     let mut keys = Vec::with_capacity(raw.key.len());
     for (index, key) in raw.key.iter().enumerate().filter(|(_, key)| !key.sha256.is_empty()) {
         let place = format!("key.{index}.sha256");

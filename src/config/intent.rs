@@ -13,12 +13,14 @@ use super::unit::{Size, Span};
 pub(super) fn judge(raw: &Raw, config: &Config, report: &mut Report) {
     listeners(raw, config, report);
     server(config, report);
+    let totals = config.models.iter().filter_map(|model| model.total_timeout);
+    let request = totals.fold(config.server.request_timeout, Duration::max);
     for (index, upstream) in config.upstreams.iter().enumerate() {
         let place = format!("upstream.{index}");
         // The built-in one stands at the end and is not written anywhere.
         if report.written(&place) {
             address(upstream, &place, report);
-            budgets(upstream, &place, report);
+            budgets(upstream, request, &place, report);
         }
     }
     for (index, (model, raw)) in config.models.iter().zip(&raw.model).enumerate() {
@@ -59,55 +61,61 @@ fn server(config: &Config, report: &mut Report) {
     let s = &config.server;
     let size = |bytes: usize| Size(bytes as u64);
     if s.body_max > s.bodies_total_max {
-        let (one, all) = (size(s.body_max), size(s.bodies_total_max));
-        report.fault(
-            blame("server.body_max", "server.bodies_total_max", report),
-            format!("server.body_max {one} is above server.bodies_total_max {all}"),
-            "raise the total, or lower the single body",
-        );
+        let one = ("server.body_max", size(s.body_max));
+        let all = ("server.bodies_total_max", size(s.bodies_total_max));
+        let (place, text) = between(one, "is above", all, report);
+        report.fault(place, text, "raise the total, or lower the single body");
     }
     if s.target_max > s.head_max {
-        let (target, head) = (size(s.target_max), size(s.head_max));
-        report.fault(
-            blame("server.target_max", "server.head_max", report),
-            format!("server.target_max {target} is above server.head_max {head}"),
-            "a target is part of its head: lower it, or raise the head",
-        );
+        let target = ("server.target_max", size(s.target_max));
+        let head = ("server.head_max", size(s.head_max));
+        let (place, text) = between(target, "is above", head, report);
+        report.fault(place, text, "a target is part of its head: lower it, or raise the head");
     }
     if s.connections_per_address_max > s.connections_max {
-        report.warn(
-            blame("server.connections_per_address_max", "server.connections_max", report),
-            format!(
-                "server.connections_per_address_max {} is above server.connections_max {}",
-                s.connections_per_address_max, s.connections_max
-            ),
-            "it is never reached; lower it, or set 0",
-        );
+        let one = ("server.connections_per_address_max", s.connections_per_address_max);
+        let all = ("server.connections_max", s.connections_max);
+        let (place, text) = between(one, "is above", all, report);
+        report.warn(place, text, "it is never reached; lower it, or set 0");
     }
-    let request = s.request_timeout;
-    for (key, wait) in [("waiting_timeout", s.waiting_timeout), ("early_head", s.early_head)] {
-        let place = join("server", key);
-        if wait >= request {
-            report.warn(
-                blame(&place, "server.request_timeout", report),
-                format!(
-                    "server.{key} {} is not below server.request_timeout {}",
-                    Span(wait),
-                    Span(request)
-                ),
-                format!("the request ends first; lower {key}"),
-            );
+    let request = ("server.request_timeout", Span(s.request_timeout));
+    for (key, wait) in
+        [("server.waiting_timeout", s.waiting_timeout), ("server.early_head", s.early_head)]
+    {
+        let default = key == "server.early_head" && !report.written(key);
+        if wait >= s.request_timeout && !default {
+            let (place, text) = between((key, Span(wait)), "is not below", request, report);
+            report.warn(place, text, format!("the request ends first; lower {key}"));
         }
     }
 }
 
-/// Of two settings, the one that stands in the file.
-fn blame<'a>(first: &'a str, second: &'a str, report: &Report) -> &'a str {
-    if !report.written(first) && report.written(second) { second } else { first }
+/// Of two settings that do not go together, the one to blame (that which stands in the file, else
+/// the first), and the words for it. The words name the other one.
+fn between<'a, T: std::fmt::Display>(
+    first: (&'a str, T),
+    relation: &str,
+    second: (&'a str, T),
+    report: &Report,
+) -> (&'a str, String) {
+    let ((place, value), (other, bound)) = (first, second);
+    if report.written(place) || !report.written(other) {
+        let other = report.label(other);
+        (place, format!("{value} {relation} {other} {bound}"))
+    } else {
+        let first = report.label(place);
+        (other, format!("{first} {value} {relation} its {bound}"))
+    }
 }
 
 /// Where an upstream is, judged by what client libraries of its kind expect.
 fn address(upstream: &Upstream, place: &str, report: &mut Report) {
+    if let Some(proxy) = &upstream.proxy
+        && (proxy.tls || !proxy.path.is_empty())
+    {
+        let remedy = "write http://host:port";
+        report.fault(&join(place, "proxy"), "is not a plain HTTP proxy", remedy);
+    }
     let Some(url) = &upstream.url else { return };
     let at = join(place, "url");
     match upstream.kind {
@@ -146,16 +154,13 @@ fn address(upstream: &Upstream, place: &str, report: &mut Report) {
     if upstream.ca_file.is_some() && !url.tls {
         report.warn(&join(place, "ca_file"), "has no effect on http", "use https, or take it out");
     }
-    if let Some(proxy) = &upstream.proxy
-        && (proxy.tls || !proxy.path.is_empty())
-    {
-        let remedy = "write http://host:port";
-        report.fault(&join(place, "proxy"), "is not a plain HTTP proxy", remedy);
-    }
 }
 
-/// Deadlines within an attempt that its total hides.
-fn budgets(upstream: &Upstream, place: &str, report: &mut Report) {
+/// Deadlines within an attempt that its total hides, and a total that every request's hides.
+fn budgets(upstream: &Upstream, request: Duration, place: &str, report: &mut Report) {
+    if upstream.kind == UpstreamKind::Echo {
+        return;
+    }
     let total = upstream.total_timeout;
     let total_at = join(place, "total_timeout");
     for (key, wait) in [
@@ -164,16 +169,25 @@ fn budgets(upstream: &Upstream, place: &str, report: &mut Report) {
         ("answer_timeout", upstream.answer_timeout),
         ("idle_timeout", Some(upstream.idle_timeout)),
     ] {
-        let Some(wait) = wait.filter(|wait| *wait >= total && upstream.kind != UpstreamKind::Echo)
-        else {
-            continue;
-        };
+        let Some(wait) = wait.filter(|wait| *wait >= total) else { continue };
         let at = join(place, key);
+        // A default that a short total hides loses nothing, but without an idle timeout a stall
+        // shows only at the end.
+        if !report.written(&at) && key != "idle_timeout" {
+            continue;
+        }
+        let total = (total_at.as_str(), Span(total));
+        let (place, text) = between((&at, Span(wait)), "is not below", total, report);
         report.warn(
-            blame(&at, &total_at, report),
-            format!("{key} {} is not below total_timeout {}", Span(wait), Span(total)),
-            format!("the attempt ends first; lower {key}, or raise total_timeout"),
+            place,
+            text,
+            format!("the attempt ends first; lower {key}, or raise the total"),
         );
+    }
+    // The defaults of both are equal; who writes a longer one expects it to count.
+    if report.written(&total_at) && total > request {
+        let text = format!("{} is above every request's total {}", Span(total), Span(request));
+        report.warn(&total_at, text, "the request ends first; lower it, or raise request_timeout");
     }
 }
 
@@ -220,31 +234,34 @@ fn time(config: &Config, model: &Model, place: &str, report: &mut Report) {
         Some(total) => (total, "total_timeout", own_at.as_str()),
         None => (config.server.request_timeout, "server.request_timeout", place),
     };
-    let real = || model.chain.iter().filter(|link| link.upstream.kind != UpstreamKind::Echo);
-    let first = |upstream: &Upstream| upstream.connect_timeout + upstream.first_token_timeout;
-    let needed: Duration = real().map(|link| first(&link.upstream)).sum();
-    if real().count() > 1 && needed > total {
+    let real: Vec<&Upstream> = model.chain.iter().map(|link| &*link.upstream).collect();
+    let real = || real.iter().filter(|upstream| upstream.kind != UpstreamKind::Echo);
+    let needed: Duration = real().map(|u| u.connect_timeout + u.first_token_timeout).sum();
+    // A single attempt with the default simply gets the request's time, as it should.
+    let written = |name: &str| {
+        let index = config.upstreams.iter().position(|upstream| upstream.name == name);
+        index.is_some_and(|i| report.written(&format!("upstream.{i}.first_token_timeout")))
+    };
+    if needed > total && (real().count() > 1 || real().any(|upstream| written(&upstream.name))) {
+        let (attempts, needed, total) = (real().count(), Span(needed), Span(total));
+        let who = if attempts == 1 {
+            "its attempt".to_owned()
+        } else {
+            format!("its {attempts} attempts")
+        };
         report.warn(
             at,
             format!(
-                "its {} attempts may take {} to their first tokens (connect_timeout and \
-                 first_token_timeout), above {key} {}",
-                real().count(),
-                Span(needed),
-                Span(total)
+                "{who} may take {needed} to the first token (connect_timeout and \
+                 first_token_timeout), above {key} {total}"
             ),
             format!("each is cut to its share; lower first_token_timeout, or raise {key}"),
         );
     }
-    if model.total_timeout.is_some_and(|total| config.server.waiting_timeout >= total) {
-        report.warn(
-            &own_at,
-            format!(
-                "total_timeout {} is not above server.waiting_timeout {}",
-                Span(total),
-                Span(config.server.waiting_timeout)
-            ),
-            "a request that waits ends first; raise it, or lower the wait",
-        );
+    let wait = config.server.waiting_timeout;
+    if let Some(total) = model.total_timeout.filter(|total| wait >= *total) {
+        let (total, wait) = (Span(total), Span(wait));
+        let text = format!("{total} is not above server.waiting_timeout {wait}");
+        report.warn(&own_at, text, "a request that waits ends first; raise it, or lower the wait");
     }
 }

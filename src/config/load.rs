@@ -49,3 +49,60 @@ fn read(path: &Path, env: &dyn Fn(&str) -> Option<String>) -> Result<Loaded, Fau
         )),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    fn no_env(_: &str) -> Option<String> {
+        None
+    }
+
+    #[test]
+    fn the_file_is_looked_for_in_order_and_only_its_absence_means_the_defaults() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = |name: &str| folder.path().join(name);
+        let write = |name: &str, queue: usize| {
+            fs::write(file(name), format!("server.queue_max = {queue}")).unwrap();
+            file(name)
+        };
+        let (option, variable) = (write("option.toml", 1), write("variable.toml", 2));
+        let default = file("default.toml");
+        let env = |name: &str| (name == PATH_VARIABLE).then(|| variable.display().to_string());
+        let queue = |loaded: Result<Loaded, Faults>| loaded.unwrap().config.server.queue_max;
+        assert_eq!(queue(load_with(None, &default, &no_env)), 512);
+        write("default.toml", 3);
+        assert_eq!(queue(load_with(None, &default, &no_env)), 3);
+        assert_eq!(queue(load_with(None, &default, &env)), 2);
+        assert_eq!(queue(load_with(None, &default, &|_| Some(String::new()))), 3);
+        assert_eq!(queue(load_with(Some(option.clone()), &default, &env)), 1);
+        let loaded = load_with(Some(option.clone()), &default, &env).unwrap();
+        assert_eq!(loaded.config.path, Some(option));
+        // A link to nowhere is a file that was meant to be there.
+        fs::remove_file(&default).unwrap();
+        symlink(file("nowhere"), &default).unwrap();
+        let faults = load_with(None, &default, &no_env).unwrap_err();
+        assert!(faults.to_string().contains("no such file"), "{faults}");
+    }
+
+    #[test]
+    fn a_file_that_is_none_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let check = |path: &Path, why: &str| {
+            let faults = load_with(Some(path.to_owned()), path, &no_env).unwrap_err().to_string();
+            assert!(faults.contains(why), "{faults}");
+        };
+        check(folder.path(), "not a regular file");
+        let file = folder.path().join("a.toml");
+        fs::write(&file, b"a = 1\nb = \"\xff\"").unwrap();
+        check(&file, "not UTF-8 on line 2");
+        let large = usize::try_from(CONFIG_BYTES_MAX).unwrap() + 1;
+        fs::write(&file, "#".repeat(large)).unwrap();
+        check(&file, "larger than 2MiB");
+        fs::write(&file, "#".repeat(large - 1)).unwrap();
+        assert!(load_with(Some(file), folder.path(), &no_env).is_ok());
+    }
+}

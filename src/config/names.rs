@@ -46,7 +46,7 @@ impl Config {
         let upstream = self.upstream(upstream)?;
         let model = match model {
             Some(model) => model,
-            None if upstream.kind == UpstreamKind::Echo => ECHO,
+            None if upstream.kind == UpstreamKind::Echo && upstream.name == text => ECHO,
             None => return None,
         };
         let upstream = Arc::clone(upstream);
@@ -54,11 +54,11 @@ impl Config {
     }
 }
 
-/// Splits `upstream/model` at its first `/`; the rest may hold more of them, and `:`. A text without
-/// one, or with nothing behind it, has no model.
+/// Splits `upstream/model` at its first `/`; the rest may hold more of them, and `:`. With nothing
+/// behind it there is no model.
 pub(super) fn split(text: &str) -> (&str, Option<&str>) {
     match text.split_once('/') {
-        Some((upstream, model)) if !model.is_empty() => (upstream, Some(model)),
-        _ => (text, None),
+        Some((upstream, model)) => (upstream, Some(model).filter(|model| !model.is_empty())),
+        None => (text, None),
     }
 }

@@ -169,19 +169,13 @@ pub struct RawServer {
     pub drain_timeout: Span,
 
     /// Names, beside loopback and the listen address, under which clients may ask (the `Host` of a
-    /// request): `host`, or `host:port` for one port only. This keeps web pages from reaching the
-    /// gateway by a name of their own.
-    #[schemars(length(max = LIST_MAX), extend(
-        "x-example" = ["gateway.example.org"],
-        "x-at-limit" = "403",
-    ))]
+    /// request): `host`, or `host:port` for one port only. Others get 403. This keeps web pages from
+    /// reaching the gateway by a name of their own.
+    #[schemars(length(max = LIST_MAX), extend("x-example" = ["gateway.example.org"]))]
     pub allowed_hosts: Vec<String>,
 
-    /// Origins whose web pages may use the gateway, as the browser writes them.
-    #[schemars(length(max = LIST_MAX), extend(
-        "x-example" = ["https://chat.example.org"],
-        "x-at-limit" = "403",
-    ))]
+    /// Origins whose web pages may use the gateway, as the browser writes them. Others get 403.
+    #[schemars(length(max = LIST_MAX), extend("x-example" = ["https://chat.example.org"]))]
     pub allowed_origins: Vec<String>,
 
     /// Addresses of proxies in front of the gateway. They are exempt from

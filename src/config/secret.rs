@@ -130,3 +130,77 @@ fn reason(error: &std::io::Error) -> String {
         _ => error.to_string(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::super::{Loaded, parse};
+    use super::*;
+
+    /// An upstream whose key is in a file of this content and mode, named relatively.
+    fn with_key_file(content: &[u8], mode: u32) -> Result<Loaded, String> {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("cloud.key");
+        fs::write(&file, content).unwrap();
+        fs::set_permissions(&file, fs::Permissions::from_mode(mode)).unwrap();
+        let text = "[[upstream]]\nname = \"c\"\nkind = \"openai\"\nurl = \"https://a.example/v1\"\n\
+                    api_key_file = \"cloud.key\"\n";
+        let path = folder.path().join("tidegate.toml");
+        parse(text, Some(&path), &|_| None).map_err(|faults| faults.faults[0].text.clone())
+    }
+
+    #[test]
+    fn a_key_file_beside_the_configuration_is_read_and_trimmed() {
+        let loaded = with_key_file(b"  sk-hush \r\n", 0o600).unwrap();
+        let key = loaded.config.upstream("c").unwrap().key.as_ref().unwrap();
+        assert_eq!(key.expose(), "sk-hush");
+        assert_eq!(loaded.warnings, []);
+        assert!(!format!("{loaded:?}").contains("sk-hush"), "never printed");
+    }
+
+    #[test]
+    fn a_key_file_that_others_can_read_is_warned_of() {
+        for (mode, warned) in [(0o600, false), (0o400, false), (0o640, true), (0o604, true)] {
+            let warnings = with_key_file(b"sk-hush", mode).unwrap().warnings;
+            assert_eq!(!warnings.is_empty(), warned, "{mode:o}");
+            for warning in warnings {
+                assert!(warning.text.contains(&format!("(mode {mode:03o})")), "{warning}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_key_file_that_holds_something_else_is_refused_without_showing_it() {
+        let check = |content: &[u8], why: &str| {
+            let told = with_key_file(content, 0o600).unwrap_err();
+            assert!(told.contains(why) && !told.contains("hush"), "{told}");
+        };
+        check(b" \n", "holds no key");
+        check(b"hush hush", "holds more than a key");
+        check(b"hush\nhush", "holds more than a key");
+        check("hüsh".as_bytes(), "holds more than a key");
+        check(b"hush\xff", "not UTF-8 on line 1");
+        check(&vec![b'h'; 16 * 1024 + 1], "larger than 16KiB");
+    }
+
+    #[test]
+    fn the_largest_key_file_is_still_taken() {
+        assert!(with_key_file(&vec![b'h'; 16 * 1024], 0o600).is_ok());
+    }
+
+    #[test]
+    fn digests_are_64_digits_of_either_case_and_not_those_of_nothing() {
+        let check = |text: &str, good: bool| assert_eq!(digest(text).is_ok(), good, "{text}");
+        check(&"aB".repeat(32), true);
+        check(&"ab".repeat(31), false);
+        check(&"ab".repeat(33), false);
+        check(&"ag".repeat(32), false);
+        check(&"é".repeat(32), false);
+        check(&"0".repeat(64), false);
+        check(EMPTY, false);
+        check(&EMPTY.to_uppercase(), false);
+        assert_eq!(digest(&format!("01{}", "ff".repeat(31))).unwrap()[..2], [1, 255]);
+    }
+}

@@ -21,18 +21,9 @@ fn faults(text: &str) -> Vec<String> {
     faults.iter().map(|f| format!("{}: {f}", f.line.unwrap_or(0))).collect()
 }
 
-fn warnings(text: &str) -> Vec<String> {
-    good(text).warnings.iter().map(|f| format!("{}: {f}", f.line.unwrap_or(0))).collect()
-}
-
 #[track_caller]
 fn refused(text: &str, expected: &[&str]) {
     assert_eq!(faults(text), expected, "{text}");
-}
-
-#[track_caller]
-fn warned(text: &str, expected: &[&str]) {
-    assert_eq!(warnings(text), expected, "{text}");
 }
 
 #[test]

@@ -14,6 +14,8 @@ use super::report::{Report, join};
 use super::schema::{Setting, Shape, Word};
 use super::unit::{Rate, Size, Span};
 
+/// Most settings of a table that a message lists.
+const KNOWN_SHOWN_MAX: usize = 8;
 /// Longest name of an entry that messages use; longer ones are called by their number.
 const NAME_CHARS_MAX: usize = 64;
 
@@ -29,10 +31,14 @@ pub(super) fn walk(text: &str, shape: &Shape, report: &mut Report) -> Result<Val
         report.push(Fault {
             line,
             key: String::new(),
-            text: format!("not TOML: {}", error.message().trim()),
-            remedy: String::new(),
+            text: match line.and_then(|line| text.lines().nth(line - 1)) {
+                Some(line) if line.trim_end().ends_with('=') => "no value behind the =".to_owned(),
+                _ => format!("not TOML: {}", error.message().trim()),
+            },
+            remedy: if errors.len() > 1 { String::new() } else { "mend the line".to_owned() },
         });
     }
+    let broken = doubtful_lines(text, &broken);
     let mut walker = Walker { lines, broken, root: shape, report };
     let Shape::Table(settings) = shape else { return Err(()) };
     let value = walker.table(table.get_ref(), settings, "");
@@ -53,9 +59,26 @@ impl Lines {
     }
 }
 
+/// The lines that are no TOML, and those below a header among them, which the parser took for part
+/// of another table: what it made of them is not judged further.
+fn doubtful_lines(text: &str, broken: &[usize]) -> Vec<usize> {
+    let mut doubtful = Vec::new();
+    let mut below = false;
+    for (index, line) in text.lines().enumerate() {
+        let is_broken = broken.contains(&(index + 1));
+        if line.trim_start().starts_with('[') {
+            below = is_broken;
+        }
+        if is_broken || below {
+            doubtful.push(index + 1);
+        }
+    }
+    doubtful
+}
+
 struct Walker<'a> {
     lines: Lines,
-    /// Lines that are no TOML: what the parser made of them is not judged further.
+    /// See [`doubtful_lines`]; sorted.
     broken: Vec<usize>,
     root: &'a Shape,
     report: &'a mut Report,
@@ -116,13 +139,15 @@ impl Walker<'_> {
             format!("did you mean {near}?")
         } else if let Some(table) = self.home_of(key) {
             format!("it belongs in {table}")
-        } else {
+        } else if settings.len() <= KNOWN_SHOWN_MAX {
             let known: Vec<&str> = known().collect();
             format!("known are {}", known.join(", "))
+        } else {
+            "take it out, or see tidegate.toml(5)".to_owned()
         };
         let label = self.report.label(place);
         let shown_key: String = key.chars().take(NAME_CHARS_MAX).collect();
-        if !self.broken.contains(&line) {
+        if self.broken.binary_search(&line).is_err() {
             self.report.push(Fault {
                 line: Some(line),
                 key: join(&label, &shown_key.escape_debug().to_string()),
@@ -221,7 +246,7 @@ impl Walker<'_> {
         text: impl Into<String>,
         remedy: impl Into<String>,
     ) {
-        if !self.broken.contains(&self.lines.of(&value.span())) {
+        if self.broken.binary_search(&self.lines.of(&value.span())).is_err() {
             self.report.fault(place, text, remedy);
         }
     }
@@ -237,7 +262,8 @@ fn leaf(value: &DeValue<'_>, shape: &Shape, secret: bool) -> Result<Value, Refus
             refuse(format!("{text:?} is a text"), format!("write {text} without quotes"))
         }
         (Shape::Integer { min, max }, DeValue::Integer(number)) => {
-            within(whole(number)?, *min, *max, |n| n.to_string()).map(Value::from)
+            let show = |n: u64| n.to_string();
+            within(whole(number, show(*max))?, *min, *max, show).map(Value::from)
         }
         (Shape::Integer { .. }, DeValue::String(text)) if text.parse::<u64>().is_ok() => {
             refuse(format!("{text:?} is a text"), format!("write {text} without quotes"))
@@ -260,7 +286,8 @@ fn leaf(value: &DeValue<'_>, shape: &Shape, secret: bool) -> Result<Value, Refus
             ),
         },
         (Shape::Size { min, max }, DeValue::Integer(number)) => {
-            within(Size(whole(number)?), *min, *max, quoted).map(|size| Value::from(size.0))
+            within(Size(whole(number, quoted(max))?), *min, *max, quoted)
+                .map(|size| Value::from(size.0))
         }
         (Shape::Rate { min, max }, DeValue::String(text)) => match text.parse::<Rate>() {
             Ok(rate) => within(rate, *min, *max, quoted).map(|rate| Value::from(rate.0)),
@@ -270,9 +297,12 @@ fn leaf(value: &DeValue<'_>, shape: &Shape, secret: bool) -> Result<Value, Refus
             ),
         },
         (Shape::Rate { min, max }, DeValue::Integer(number)) => {
-            within(Rate(whole(number)?), *min, *max, quoted).map(|rate| Value::from(rate.0))
+            within(Rate(whole(number, quoted(max))?), *min, *max, quoted)
+                .map(|rate| Value::from(rate.0))
         }
-        (Shape::List { .. }, DeValue::String(text)) if !secret => {
+        (Shape::List { item, .. }, DeValue::String(text))
+            if matches!(**item, Shape::Text { .. } | Shape::Either(..)) && !secret =>
+        {
             refuse("is a text, not a list", format!("write [{}]", shown(text)))
         }
         (shape, found) => {
@@ -284,7 +314,7 @@ fn leaf(value: &DeValue<'_>, shape: &Shape, secret: bool) -> Result<Value, Refus
 fn text_of(text: &str, min: usize, max: usize) -> Result<Value, Refusal> {
     let length = text.chars().count();
     if length < min && length == 0 {
-        return refuse("is empty", "write a value, or leave it out");
+        return refuse("is empty", "write a value");
     }
     if length < min || length > max {
         let bound = if min == max {
@@ -323,14 +353,14 @@ fn words_list(words: &[Word]) -> String {
     }
 }
 
-fn whole(number: &DeInteger<'_>) -> Result<u64, Refusal> {
+/// A whole number from 0 up. What is too large for the machine is told with the setting's bound.
+fn whole(number: &DeInteger<'_>, max: String) -> Result<u64, Refusal> {
     match i128::from_str_radix(number.as_str(), number.radix()) {
         Ok(n) if n < 0 => refuse(format!("{n} is below 0"), "set 0 or more"),
-        Ok(n) => match u64::try_from(n) {
-            Ok(n) => Ok(n),
-            Err(_) => refuse(format!("{n} is too large"), "set a smaller number"),
-        },
-        Err(_) => refuse("is too large a number", "set a smaller number"),
+        Ok(n) => u64::try_from(n).or_else(|_| {
+            refuse(format!("{n} is above {}", max.trim_matches('"')), format!("set {max} or less"))
+        }),
+        Err(_) => refuse("is too large a number", format!("set {max} or less")),
     }
 }
 
@@ -398,6 +428,9 @@ fn remedy(shape: &Shape) -> String {
         Shape::Duration { .. } => "write a duration such as \"30s\"".to_owned(),
         Shape::Size { .. } => "write a size such as \"20MiB\"".to_owned(),
         Shape::Rate { .. } => "write a rate such as \"1KiB/s\"".to_owned(),
+        Shape::List { item, .. } if matches!(**item, Shape::Table(_)) => {
+            "write its entries as tables under a header in double brackets".to_owned()
+        }
         Shape::List { .. } => "write a list in square brackets".to_owned(),
         Shape::Table(_) | Shape::Either(..) | Shape::Unknown => "see tidegate.toml(5)".to_owned(),
     }
