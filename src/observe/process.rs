@@ -1,12 +1,13 @@
 //! What the operating system knows of this process. On Linux from `/proc`; elsewhere only what one
 //! call gives. What cannot be had is left out, never invented.
 
-use std::fs::{self, File};
-use std::io::Read;
+use std::fs;
 
-/// Most bytes read from one file of `/proc`. The longest one read, `/proc/stat`, holds what is
-/// wanted behind a line for each processor; 64 KiB are enough for some six hundred of them.
-const PROC_BYTES_MAX: u64 = 64 * 1024;
+/// Most bytes read from one file of `/proc`. In the longest one, `/proc/stat`, what is wanted
+/// stands behind a line for each processor and a number for each interrupt: 20 KiB on a machine
+/// with 256 processors. Past the bound it is not found, and the start time is left out.
+#[cfg(target_os = "linux")]
+const PROC_BYTES_MAX: u64 = 256 * 1024;
 
 /// Figures of this process; names and units as Prometheus' own clients have them.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -55,18 +56,19 @@ fn read_stat() -> Option<Process> {
     let ticks = rustix::param::clock_ticks_per_second();
     let page = rustix::param::page_size() as u64;
     let mut process = parse_stat(&read("/proc/self/stat")?, ticks, page)?;
-    let boot = read("/proc/stat").and_then(|text| parse_boot_time(&text));
-    process.start_time_seconds = match (process.start_time_seconds, boot) {
-        (Some(after_boot), Some(boot)) => Some(boot + after_boot),
-        _ => None,
-    };
+    // Read once: it is a constant, and costs the kernel more than all the rest.
+    static BOOT: std::sync::OnceLock<Option<f64>> = std::sync::OnceLock::new();
+    let boot = BOOT.get_or_init(|| parse_boot_time(&read("/proc/stat")?));
+    let start = process.start_time_seconds.zip(*boot);
+    process.start_time_seconds = start.map(|(after_boot, boot)| boot + after_boot);
     Some(process)
 }
 
 #[cfg(target_os = "linux")]
 fn read(path: &str) -> Option<String> {
+    use std::io::Read;
     let mut text = String::new();
-    File::open(path).ok()?.take(PROC_BYTES_MAX).read_to_string(&mut text).ok()?;
+    fs::File::open(path).ok()?.take(PROC_BYTES_MAX).read_to_string(&mut text).ok()?;
     Some(text)
 }
 
@@ -100,6 +102,7 @@ fn parse_boot_time(text: &str) -> Option<f64> {
 mod tests {
     use super::*;
     use crate::base::clock;
+    use std::fs::File;
 
     #[test]
     fn a_name_with_spaces_and_parentheses_does_not_shift_the_fields() {
