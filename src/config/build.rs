@@ -71,6 +71,14 @@ fn server(raw: &Raw, report: &mut Report) -> Server {
     let s = &raw.server;
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let workers_default = (2 * cores).clamp(8, 1024);
+    // A part that nobody wrote gives way to a whole that somebody made small.
+    let within = |key: &str, part: Size, whole: Size| {
+        if report.written(&join("server", key)) { part } else { part.min(whole) }
+    };
+    let (target_max, body_max) = (
+        within("target_max", s.target_max, s.head_max),
+        within("body_max", s.body_max, s.bodies_total_max),
+    );
     Server {
         listen: address(&s.listen, 18789, "server.listen", report),
         workers: s.workers.unwrap_or(workers_default),
@@ -82,9 +90,9 @@ fn server(raw: &Raw, report: &mut Report) -> Server {
         connections_per_address_max: s.connections_per_address_max,
         head_max: bytes(s.head_max),
         headers_max: s.headers_max,
-        target_max: bytes(s.target_max),
+        target_max: bytes(target_max),
         head_timeout: s.head_timeout.0,
-        body_max: bytes(s.body_max),
+        body_max: bytes(body_max),
         bodies_total_max: bytes(s.bodies_total_max),
         body_rate_min: bytes(Size(s.body_rate_min.0)),
         body_timeout: s.body_timeout.0,

@@ -10,7 +10,7 @@ use super::raw::{Raw, RawKind, RawUpstream};
 use super::report::join;
 use super::schema::{Setting, Shape, tree};
 use super::settings::{Config, UpstreamKind};
-use super::unit::Span;
+use super::unit::{Size, Span};
 
 /// What stands for a secret.
 const MASK: &str = "(secret)";
@@ -96,6 +96,8 @@ pub(super) fn written(value: &Value) -> String {
 fn filled(raw: &Raw, config: &Config) -> Raw {
     let mut raw = raw.clone();
     raw.server.workers = Some(config.server.workers);
+    raw.server.target_max = Size(config.server.target_max as u64);
+    raw.server.body_max = Size(config.server.body_max as u64);
     let text = |path: &std::path::PathBuf| path.display().to_string();
     raw.log.dir = config.log.dir.as_ref().map(text);
     raw.state.dir = config.state_dir.as_ref().map(text);

@@ -110,7 +110,8 @@ pub struct RawServer {
     #[schemars(range(min = 8, max = 1024), extend("x-at-limit" = "431"))]
     pub headers_max: usize,
 
-    /// The target of a request: its path and query.
+    /// The target of a request: its path and query. Where it is not written it gives way to a
+    /// smaller `head_max`.
     #[schemars(extend("x-min" = "64B", "x-max" = "64KiB", "x-at-limit" = "414"))]
     pub target_max: Size,
 
@@ -118,7 +119,8 @@ pub struct RawServer {
     #[schemars(extend("x-min" = "1ms", "x-max" = "1h", "x-at-limit" = "408"))]
     pub head_timeout: Span,
 
-    /// The body of one request.
+    /// The body of one request. Where it is not written it gives way to a smaller
+    /// `bodies_total_max`.
     #[schemars(extend("x-min" = "1KiB", "x-max" = "1GiB", "x-at-limit" = "413"))]
     pub body_max: Size,
 

@@ -47,6 +47,21 @@ fn nothing_at_all_gives_the_defaults_of_the_design() {
     assert_eq!(config.log.pending_max, 8192);
 }
 
+#[test]
+fn a_limit_that_nobody_wrote_gives_way_to_a_smaller_whole() {
+    let server = good("[server]\nhead_max = \"1KiB\"\nbodies_total_max = \"1MiB\"").config.server;
+    assert_eq!((server.target_max, server.body_max), (1 << 10, 1 << 20));
+    refused(
+        "[server]\nhead_max = \"1KiB\"\ntarget_max = \"1025B\"\nbodies_total_max = \"1MiB\"\nbody_max = \"2MiB\"",
+        &[
+            "3: server.target_max: 1025B is above server.head_max 1KiB; \
+             a target is part of its head: lower it, or raise the head",
+            "5: server.body_max: 2MiB is above server.bodies_total_max 1MiB; \
+             raise the total, or lower the single body",
+        ],
+    );
+}
+
 const TWO: &str = r#"
 [[upstream]]
 name = "local"
