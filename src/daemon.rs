@@ -1,13 +1,90 @@
-//! `tidegate run`: start order, phases, signals, drain, stop.
+//! `tidegate run`: start order, phases, signals, reload, drain, stop.
+//!
+//! One loop over one closed set of events. It starts bottom-up (log, links, ops plane, data plane)
+//! and stops top-down.
+
+mod descriptors;
+mod drain;
+mod planes;
+mod reload;
+mod running;
+mod signals;
 
 use std::path::PathBuf;
+use std::time::Duration;
+
+use crossbeam_channel::RecvTimeoutError;
 
 use crate::base::exit::Exit;
+use crate::base::health::Phase;
+use crate::config;
+
+use running::Running;
+use signals::{Event, Signals};
+
+/// How often the loop looks after things that nobody else does (old idle connections).
+const TICK: Duration = Duration::from_secs(1);
+
+/// How long the last log lines may take.
+const LOG_STOP_MAX: Duration = Duration::from_secs(2);
 
 /// Runs the gateway until it is told to stop. `config_path` is that of `--config`.
 pub fn run(config_path: Option<PathBuf>) -> Exit {
-    match crate::config::load(config_path) {
-        Ok(_) => Exit::Failure,
-        Err(_) => Exit::Config,
+    // Before anything else: a signal that comes early must not kill half a start.
+    let signals = match Signals::catch() {
+        Ok(signals) => signals,
+        Err(error) => return failed("signals cannot be caught", &error),
+    };
+    let loaded = match config::load(config_path.clone()) {
+        Ok(loaded) => loaded,
+        Err(faults) => {
+            remark(&faults.to_string());
+            return Exit::Config;
+        }
+    };
+    let running = match Running::start(config_path, loaded) {
+        Ok(running) => running,
+        Err(refusal) => {
+            remark(&format!("tidegate: {refusal}"));
+            return Exit::Failure;
+        }
+    };
+    serve(running, &signals)
+}
+
+/// The loop. Ends with the process.
+fn serve(mut running: Running, signals: &Signals) -> Exit {
+    running.board.set_phase(Phase::Ready);
+    log::info!(
+        data = running.data_address().to_string(),
+        ops = running.ops_address().to_string(),
+        pid = std::process::id(),
+        version = env!("CARGO_PKG_VERSION");
+        "ready"
+    );
+    loop {
+        match signals.events.recv_timeout(TICK) {
+            Err(RecvTimeoutError::Timeout) => running.tick(),
+            Ok(Event::Reload) => running.reload(),
+            Ok(Event::Reopen) => {
+                running.log.reopen();
+                log::info!("log_reopened");
+            }
+            // Without the signal thread nobody could stop us any more.
+            Ok(Event::Stop) | Err(RecvTimeoutError::Disconnected) => break,
+        }
     }
+    drain::drain(running, signals)
+}
+
+fn failed(what: &str, error: &std::io::Error) -> Exit {
+    remark(&format!("tidegate: {what}: {error}"));
+    Exit::Failure
+}
+
+/// A line on standard error, for faults that come before there is a log. When that fails there is
+/// nobody left to tell.
+fn remark(line: &str) {
+    use std::io::Write;
+    let _ = std::io::stderr().lock().write_all(format!("{line}\n").as_bytes());
 }

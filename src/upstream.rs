@@ -1,1 +1,7 @@
-//! Calls to upstreams: chain, deadlines, retry.
+//! Calls to upstreams: the chain, deadlines, what moves on, the retry budget, permits.
+
+pub mod budget;
+pub mod calls;
+pub mod deadlines;
+pub mod link;
+pub mod verdict;

@@ -106,8 +106,8 @@ pub enum Kind {
     ModelNotFound,
     /// Nothing that is configured can carry this request.
     Unsupported,
-    /// The upstream says that the request is wrong (400, 413, 422).
-    UpstreamRejected,
+    /// The upstream says that the request is wrong (400, 413, 422, other 4xx); its status is kept.
+    UpstreamRejected(u16),
     /// No key, or not one of ours.
     Unauthorized,
     /// A `Host` that is not ours.
@@ -191,7 +191,9 @@ impl Kind {
             Kind::InvalidField => ("invalid_field", 400, Validation, Info, false),
             Kind::ModelNotFound => ("model_not_found", 404, Validation, Info, false),
             Kind::Unsupported => ("unsupported", 400, Validation, Info, false),
-            Kind::UpstreamRejected => ("upstream_rejected", 400, Validation, Info, false),
+            Kind::UpstreamRejected(status) => {
+                ("upstream_rejected", status, Validation, Info, false)
+            }
             Kind::Unauthorized => ("unauthorized", 401, Auth, Warn, false),
             Kind::HostNotAllowed => ("host_not_allowed", 403, Auth, Warn, false),
             Kind::OriginNotAllowed => ("origin_not_allowed", 403, Auth, Warn, false),

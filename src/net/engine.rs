@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use crossbeam_channel::{Receiver, bounded};
@@ -21,12 +21,16 @@ use super::service::Service;
 use super::settings::{Fixed, Settings};
 use super::workers::{Task, Workers};
 use crate::base::clock;
+use crate::base::heartbeat::Heartbeats;
 use crate::base::metrics::{Counter, Limit, Registry};
 use crate::base::permits::Permits;
 use crate::base::thread::{self, Thread};
 
 /// Sockets between the accept thread and the parking thread.
 const ACCEPTED_MAX: usize = 256;
+
+/// How long the parking thread may be silent: it wakes every second and never blocks.
+const PARK_SILENCE_MAX: Duration = Duration::from_secs(10);
 
 /// What all threads of an engine share.
 pub struct Shared {
@@ -88,6 +92,7 @@ impl Engine {
         settings: Settings,
         service: Arc<dyn Service>,
         registry: &Registry,
+        heartbeats: &Arc<Heartbeats>,
     ) -> io::Result<Engine> {
         let listener = accept::listen(fixed.listen)?;
         let address = listener.local_addr()?;
@@ -98,8 +103,10 @@ impl Engine {
         let shared = shared(fixed, settings, service, registry, Inbox::new(waker), tasks);
         let shared = Arc::new(shared);
         Workers::start(&shared)?;
+        let park_name = format!("park-{}", fixed.name);
+        let beat = heartbeats.register(&park_name, PARK_SILENCE_MAX);
         let park = Park::new(Arc::clone(&shared), poll, to_park, queue);
-        let park = thread::spawn(&format!("park-{}", fixed.name), move || park.run())?;
+        let park = thread::spawn(&park_name, move || park.run(&beat))?;
         let (stop, stopped) = UnixStream::pair()?;
         let for_accept = Arc::clone(&shared);
         let accept = thread::spawn(&format!("accept-{}", fixed.name), move || {

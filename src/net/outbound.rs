@@ -9,6 +9,7 @@
 mod connect;
 mod control;
 mod exchange;
+mod pause;
 mod pool;
 pub mod resolve;
 mod stream;
@@ -22,6 +23,7 @@ use std::path::PathBuf;
 
 pub use control::Control;
 pub use exchange::{Begin, Exchange, Outgoing};
+pub use pause::pause;
 pub use pool::Pool;
 pub use resolve::Resolver;
 pub use wait::Watch;

@@ -23,12 +23,13 @@ use super::http1;
 use super::inbox::{Grant, Message, WAKE};
 use super::intake::{Advance, Refusal};
 use super::respond;
-use super::service::{Job, Wait};
+use super::service::{GiveUp, Job, Wait};
 use super::settings::{LINGER_BYTES_MAX, LINGER_TIMEOUT, PARK_READ_BYTES_MAX};
 use super::turn::refused;
 use super::workers::{Task, Work};
 use crate::base::clock;
 use crate::base::error::{Error, Kind};
+use crate::base::heartbeat::Beat;
 use crate::base::id::RequestId;
 use crate::base::permits::{Permit, Place, Ticket};
 
@@ -127,7 +128,7 @@ impl Park {
     }
 
     /// The thread's life: until the engine stops.
-    pub fn run(mut self) {
+    pub fn run(mut self, beat: &Beat) {
         let mut events = Events::with_capacity(EVENTS_MAX);
         while !self.shared.stopping() {
             let now = clock::now();
@@ -142,6 +143,7 @@ impl Park {
                 events.clear();
             }
             let now = clock::now();
+            beat.tick_at(now);
             for event in &events {
                 if event.token() != WAKE {
                     self.ready(event, now);
@@ -230,7 +232,7 @@ impl Park {
         match place {
             Place::Granted(permit) => {
                 self.free.push(index);
-                self.dispatch(conn, Work::Resume(job, permit), now);
+                self.dispatch(conn, Work::Resume(job, Some(permit)), now);
             }
             Place::Full => {
                 self.free.push(index);
@@ -260,7 +262,7 @@ impl Park {
         if let Some(entry) = self.remove(index)
             && let State::Wait { job, .. } = entry.state
         {
-            self.dispatch(entry.conn, Work::Resume(job, permit), now);
+            self.dispatch(entry.conn, Work::Resume(job, Some(permit)), now);
         }
     }
 
@@ -442,8 +444,10 @@ impl Park {
                         self.respond(task.conn, &response, true, now);
                     }
                     Work::Resume(job, permit) => {
-                        drop::<Permit>(permit);
-                        self.give_up(task.conn, job, error, now);
+                        drop::<Option<Permit>>(permit);
+                        if let GiveUp::Respond(response) = job.give_up(error) {
+                            self.respond(task.conn, &response, true, now);
+                        }
                     }
                 }
             }
@@ -451,8 +455,10 @@ impl Park {
     }
 
     fn give_up(&mut self, conn: Box<ClientConn>, job: Box<dyn Job>, error: Error, now: Instant) {
-        let response = job.give_up(error);
-        self.respond(conn, &response, true, now);
+        match job.give_up(error) {
+            GiveUp::Respond(response) => self.respond(conn, &response, true, now),
+            GiveUp::GoOn(job) => self.dispatch(conn, Work::Resume(job, None), now),
+        }
     }
 
     fn refuse(&mut self, mut conn: Box<ClientConn>, refusal: Refusal, now: Instant) {
@@ -544,8 +550,9 @@ impl Park {
                 && let State::Wait { job, .. } = entry.state
             {
                 let error = Error::new(Kind::Draining, "the gateway stops; try again shortly");
-                let response = job.give_up(error);
-                if let Some(current) = &entry.conn.current {
+                if let GiveUp::Respond(response) = job.give_up(error)
+                    && let Some(current) = &entry.conn.current
+                {
                     let mut out = Vec::new();
                     respond::whole(&mut out, &response, current, false);
                     let _ = entry.conn.send_now(&out);

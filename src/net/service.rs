@@ -45,12 +45,21 @@ pub struct Wait {
 
 /// A request that can wait: its whole state.
 pub trait Job: Send {
-    /// Goes on, on a worker, with the permit it waited for.
-    fn run(self: Box<Self>, permit: Permit, turn: &mut Turn<'_>) -> Step;
+    /// Goes on, on a worker, with the permit it waited for; without one after [`GiveUp::GoOn`].
+    fn run(self: Box<Self>, permit: Option<Permit>, turn: &mut Turn<'_>) -> Step;
 
     /// The wait ended without a permit ([`crate::base::error::Kind::WaitingFull`], `WaitingTimeout`,
-    /// `QueueFull`, `Draining`, `ClientGone`): the answer to give. For `ClientGone` it is not sent.
-    fn give_up(self: Box<Self>, error: Error) -> Response;
+    /// `QueueFull`, `Draining`, `ClientGone`). For `ClientGone` the answer is not sent. Must not
+    /// block.
+    fn give_up(self: Box<Self>, error: Error) -> GiveUp;
+}
+
+/// What a request does when its wait came to nothing.
+pub enum GiveUp {
+    /// It ends with this answer.
+    Respond(Response),
+    /// It can do without: it goes on, on a worker.
+    GoOn(Box<dyn Job>),
 }
 
 /// The rooms above, as the engine sees them.

@@ -32,8 +32,8 @@ pub struct Task {
 pub enum Work {
     /// A complete request.
     Start(Box<Request>),
-    /// A request that waited, with the permit it waited for.
-    Resume(Box<dyn Job>, Permit),
+    /// A request that waited, with the permit it waited for, or to go on without.
+    Resume(Box<dyn Job>, Option<Permit>),
 }
 
 /// The pool's bookkeeping.

@@ -8,7 +8,7 @@ use crate::base::id::RequestId;
 use crate::base::permits::Permit;
 use crate::net::http::{Head, Request, Response};
 use crate::net::http1::HeadLimits;
-use crate::net::service::{Admission, Job, Step, Wait};
+use crate::net::service::{Admission, GiveUp, Job, Step, Wait};
 use crate::net::turn::Turn;
 
 struct Hello {
@@ -20,13 +20,13 @@ struct Gated {
 }
 
 impl Job for Gated {
-    fn run(mut self: Box<Self>, permit: Permit, _: &mut Turn<'_>) -> Step {
-        self.gate = Some(permit);
+    fn run(mut self: Box<Self>, permit: Option<Permit>, _: &mut Turn<'_>) -> Step {
+        self.gate = permit;
         Step::Respond(Response::text(200, "gated"))
     }
 
-    fn give_up(self: Box<Self>, error: Error) -> Response {
-        Response::text(error.row().status, error.row().code)
+    fn give_up(self: Box<Self>, error: Error) -> GiveUp {
+        GiveUp::Respond(Response::text(error.row().status, error.row().code))
     }
 }
 
@@ -102,7 +102,7 @@ fn start() -> Running {
     let fixed =
         Fixed { name: "data", listen: "127.0.0.1:0".parse().unwrap(), workers: 2, queue_max: 8 };
     let registry = Registry::default();
-    let engine = Engine::start(&fixed, settings(), service, &registry).unwrap();
+    let engine = Engine::start(&fixed, settings(), service, &registry, &Arc::default()).unwrap();
     Running { engine: Some(engine), gate, registry }
 }
 

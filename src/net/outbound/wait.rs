@@ -148,9 +148,9 @@ enum Leaving {
 
 /// What a closing client is polled for. Hangups and errors are reported in any case.
 #[cfg(target_os = "linux")]
-const LEAVING: PollFlags = PollFlags::RDHUP;
+pub(super) const LEAVING: PollFlags = PollFlags::RDHUP;
 #[cfg(not(target_os = "linux"))]
-const LEAVING: PollFlags = PollFlags::IN;
+pub(super) const LEAVING: PollFlags = PollFlags::IN;
 
 /// Whether a client whose socket was reported has left.
 #[cfg(target_os = "linux")]

@@ -1,0 +1,65 @@
+//! The way out: no new connections, answers finish, streams that do not end with an error of
+//! their own dialect, then everything stops.
+
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::RecvTimeoutError;
+
+use crate::base::clock;
+use crate::base::exit::Exit;
+use crate::base::health::Phase;
+
+use super::LOG_STOP_MAX;
+use super::running::Running;
+use super::signals::{Event, Signals};
+
+/// How often it looks whether everything is done.
+const LOOK: Duration = Duration::from_millis(20);
+
+/// After the deadline: how long the last in-band errors may take to leave.
+const LAST_WORDS: Duration = Duration::from_secs(2);
+
+/// How long the ops plane may take to end.
+const OPS_STOP_MAX: Duration = Duration::from_secs(1);
+
+/// Drains and stops.
+pub fn drain(running: Running, signals: &Signals) -> Exit {
+    let timeout = running.config.server.drain_timeout;
+    running.board.set_phase(Phase::Draining);
+    log::info!(timeout_ms = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX); "draining");
+    let mut running = running;
+    running.data.begin_drain();
+    let patient = wait(&running, signals, clock::now() + timeout);
+    if !running.data.drained() {
+        let cut = running.calls.cancel_all();
+        log::warn!(requests = cut, second_signal = !patient; "drain_cut");
+        let last_words = if patient { LAST_WORDS } else { Duration::from_millis(200) };
+        let until = clock::now() + last_words;
+        while !running.data.drained() && clock::now() < until {
+            std::thread::sleep(LOOK);
+        }
+    }
+    running.board.set_phase(Phase::Stopping);
+    let late = running.data.stop(clock::now() + LAST_WORDS);
+    if late > 0 {
+        log::error!(threads = late; "threads_left_behind");
+    }
+    running.ops.stop(clock::now() + OPS_STOP_MAX);
+    log::info!("stopped");
+    running.log.stop(LOG_STOP_MAX);
+    Exit::Success
+}
+
+/// Waits until all is done or the deadline; false when a second signal came.
+fn wait(running: &Running, signals: &Signals, deadline: Instant) -> bool {
+    while !running.data.drained() && clock::now() < deadline {
+        match signals.events.recv_timeout(LOOK) {
+            Ok(Event::Stop) => return false,
+            Ok(Event::Reopen) => running.log.reopen(),
+            Ok(Event::Reload) => log::warn!("reload_refused_while_draining"),
+            Err(RecvTimeoutError::Timeout) => running.tick(),
+            Err(RecvTimeoutError::Disconnected) => std::thread::sleep(LOOK),
+        }
+    }
+    true
+}

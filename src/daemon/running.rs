@@ -1,0 +1,164 @@
+//! The running gateway: everything that was started, in the order in which it stops.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::base::health::Board;
+use crate::base::heartbeat::{Beat, Heartbeats};
+use crate::base::metrics::Registry;
+use crate::config::{Config, Loaded};
+use crate::gateway::Gateway;
+use crate::gateway::metrics::Metrics;
+use crate::gateway::state::State;
+use crate::net::engine::Engine;
+use crate::net::outbound::Resolver;
+use crate::observe::log::{self as logs, LogHandle};
+use crate::ops::OpsHandler;
+use crate::upstream::calls::Calls;
+use crate::upstream::link::Links;
+
+use super::{descriptors, planes};
+
+/// The main loop's own heartbeat: it wakes every second, and a reload takes less than this.
+const MAIN_SILENCE_MAX: Duration = Duration::from_secs(30);
+
+/// The running gateway.
+pub struct Running {
+    pub(super) config_path: Option<PathBuf>,
+    pub(super) config: Arc<Config>,
+    pub(super) data: Engine,
+    pub(super) ops: Engine,
+    pub(super) gateway: Arc<Gateway>,
+    pub(super) links: Arc<Links>,
+    pub(super) calls: Arc<Calls>,
+    pub(super) board: Arc<Board>,
+    pub(super) registry: Arc<Registry>,
+    pub(super) log: LogHandle,
+    pub(super) descriptors: u64,
+    beat: Beat,
+}
+
+/// Why it did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum Refusal {
+    /// An address cannot be bound.
+    #[error("cannot listen on {address}: {error}; is it in use? see {key}")]
+    Listen {
+        /// Which.
+        address: SocketAddr,
+        /// Where it is set.
+        key: &'static str,
+        /// Why.
+        error: std::io::Error,
+    },
+    /// The log cannot start.
+    #[error("the log cannot start: {0}")]
+    Log(#[from] logs::StartError),
+    /// Something about an upstream.
+    #[error("{0}")]
+    Upstream(#[from] crate::base::error::Error),
+}
+
+impl Running {
+    /// Starts everything, bottom-up.
+    ///
+    /// # Errors
+    /// What could not be started; then nothing is left running.
+    pub fn start(config_path: Option<PathBuf>, loaded: Loaded) -> Result<Self, Refusal> {
+        let registry = Arc::new(Registry::default());
+        let log = logs::start(&loaded.config.log, &registry)?;
+        for warning in &loaded.warnings {
+            let path = loaded.config.path.as_deref();
+            log::warn!(warning = warning.at(path); "config_warning");
+        }
+        let config = Arc::new(loaded.config);
+        let descriptors = descriptors::raise();
+        tell_descriptors(&config, descriptors);
+
+        let heartbeats = Arc::new(Heartbeats::default());
+        let beat = heartbeats.register("main", MAIN_SILENCE_MAX);
+        let board = Arc::new(Board::default());
+        let resolver = Arc::new(Resolver::system(&registry));
+        let links = Arc::new(Links::new(Arc::clone(&registry), resolver));
+        let calls = Calls::new();
+        let state = State::build(Arc::clone(&config), &links)?;
+        let metrics = Metrics::new(Arc::clone(&registry));
+        let gateway = Gateway::new(state, metrics, Arc::clone(&calls));
+
+        let handler = OpsHandler::new(
+            Arc::clone(&board),
+            heartbeats.clone(),
+            Arc::clone(&registry),
+            config.ops.listen,
+        );
+        let fixed = planes::ops_fixed(&config.ops);
+        let ops = Engine::start(&fixed, planes::ops(), Arc::new(handler), &registry, &heartbeats)
+            .map_err(|error| Refusal::Listen {
+            address: fixed.listen,
+            key: "ops.listen",
+            error,
+        })?;
+        let fixed = planes::data_fixed(&config.server);
+        let settings = planes::data(&config.server, connections(descriptors));
+        let service = Arc::clone(&gateway);
+        let data =
+            Engine::start(&fixed, settings, service, &registry, &heartbeats).map_err(|error| {
+                Refusal::Listen { address: fixed.listen, key: "server.listen", error }
+            })?;
+        Ok(Running {
+            config_path,
+            config,
+            data,
+            ops,
+            gateway,
+            links,
+            calls,
+            board,
+            registry,
+            log,
+            descriptors,
+            beat,
+        })
+    }
+
+    /// Where the data plane listens.
+    pub fn data_address(&self) -> SocketAddr {
+        self.data.address()
+    }
+
+    /// Where the ops plane listens.
+    pub fn ops_address(&self) -> SocketAddr {
+        self.ops.address()
+    }
+
+    /// What is looked after every second.
+    pub fn tick(&self) {
+        self.beat.tick();
+        self.links.sweep();
+    }
+
+    /// What the data plane is told now.
+    pub(super) fn data_settings(&self, config: &Config) -> crate::net::settings::Settings {
+        planes::data(&config.server, connections(self.descriptors))
+    }
+}
+
+/// What the descriptor limit allows, as a count.
+pub(super) fn connections(descriptors: u64) -> usize {
+    usize::try_from(descriptors::connections(descriptors)).unwrap_or(usize::MAX)
+}
+
+/// Says when the descriptor limit is below what the configuration asks for.
+pub(super) fn tell_descriptors(config: &Config, descriptors: u64) {
+    let (asked, allowed) = (config.server.connections_max, connections(descriptors));
+    if asked > allowed {
+        log::warn!(
+            asked, allowed, descriptors,
+            remedy = "raise the descriptor limit (ulimit -n, LimitNOFILE=) or lower \
+                      server.connections_max";
+            "connections_limited"
+        );
+    }
+}

@@ -1,0 +1,440 @@
+//! One attempt: one upstream asked once, and what came of it.
+
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::base::clock;
+use crate::base::error::{Error, Kind, Phase, Result, Retry};
+use crate::config::settings::{Target, UpstreamKind};
+use crate::llm::echo::Echo;
+use crate::llm::{self, Ask, Dialect, Fault, Reply, Stream};
+use crate::net::http::Method;
+use crate::net::outbound::{Begin, Control, Outgoing, Watch};
+use crate::net::turn::ClientStream;
+use crate::upstream::deadlines::{Deadlines, Timeouts};
+use crate::upstream::link::Link;
+use crate::upstream::verdict::{self, Verdict};
+
+use super::record::Record;
+use super::source::{HeadSays, Source};
+
+/// Most bytes of an error's body that are read for its message.
+const ERROR_BODY_BYTES_MAX: usize = 64 * 1024;
+
+/// After the terminator: how long to wait for the end of the message, so that the connection can
+/// be used again. The client has its answer already.
+const TAIL_TIMEOUT: Duration = Duration::from_millis(50);
+
+/// How an attempt ended.
+pub enum End {
+    /// The whole answer went to the client as a stream; the connection may go on or not.
+    Streamed {
+        /// It may.
+        keep_alive: bool,
+    },
+    /// The whole answer, for a client that wants it whole.
+    Whole(Vec<u8>),
+    /// Nothing was committed: the next link may answer.
+    MoveOn(Error),
+    /// Nothing was committed, and no link will do better.
+    Final(Error),
+    /// Content was sent already, so the stream ends with this error.
+    Cut(Error),
+}
+
+/// What an attempt works with.
+pub struct Attempt<'a> {
+    /// The client's request.
+    pub ask: &'a Ask,
+    /// The client's answer, over all attempts.
+    pub reply: &'a mut Reply,
+    /// Whom to ask.
+    pub link: &'a Link,
+    /// For which model.
+    pub target: &'a Target,
+    /// The request's end.
+    pub request_deadline: Instant,
+    /// Links of the chain that are left, this one among them.
+    pub links_left: usize,
+    /// Longest silence towards the client.
+    pub early_head: Duration,
+    /// Ends the attempt from elsewhere.
+    pub control: &'a Arc<Control>,
+    /// What is noted of the request.
+    pub record: &'a mut Record,
+    /// Further fields of the answer's head (CORS).
+    pub fields: &'a [(&'static str, String)],
+    /// When something was last sent to the client.
+    pub last_sent: &'a mut Instant,
+    /// Content was sent: nobody else answers any more.
+    pub committed: bool,
+}
+
+impl Attempt<'_> {
+    /// Asks, and brings the answer to the client.
+    pub fn run(mut self, client: &mut ClientStream<'_>) -> End {
+        let now = clock::now();
+        let settings = &self.link.settings;
+        let timeouts = Timeouts {
+            connect: settings.connect_timeout,
+            first_token: settings.first_token_timeout,
+            answer: settings.answer_timeout,
+            idle: settings.idle_timeout,
+            total: settings.total_timeout,
+        };
+        let mut deadlines = Deadlines::new(
+            timeouts,
+            self.ask.stream(),
+            now,
+            self.request_deadline,
+            self.links_left,
+        );
+        let (mut source, says) = match self.open(client, &deadlines) {
+            Ok(opened) => opened,
+            Err(end) => return end,
+        };
+        if let Err(end) = self.judge(&mut source, says, client, &deadlines) {
+            return end;
+        }
+        if self.ask.stream() && !says.json {
+            self.stream(&mut source, client, &mut deadlines)
+        } else {
+            self.whole(&mut source, client, &deadlines)
+        }
+    }
+
+    fn dialect(&self) -> Dialect {
+        match self.link.settings.kind {
+            UpstreamKind::Ollama => Dialect::Ollama,
+            UpstreamKind::OpenAi => Dialect::OpenAi,
+            UpstreamKind::Echo => Echo::new(self.ask).dialect(),
+        }
+    }
+
+    /// Sends the request and waits for the head. A pooled connection that turns out to be stale is
+    /// replaced once, within the retry budget.
+    fn open(
+        &mut self,
+        client: &mut ClientStream<'_>,
+        deadlines: &Deadlines,
+    ) -> std::result::Result<(Source, HeadSays), End> {
+        let settings = &self.link.settings;
+        if settings.kind == UpstreamKind::Echo {
+            let echo = Echo::new(self.ask);
+            let source = Source::echo(echo, settings.word_delay, self.ask.stream(), self.control);
+            return Ok((source, HeadSays::ok()));
+        }
+        let outgoing = self
+            .ask
+            .outgoing(self.dialect(), &self.target.model, settings.num_ctx)
+            .map_err(End::MoveOn)?;
+        self.link.count_request();
+        let mut fresh = false;
+        loop {
+            let sent = self.send(client, deadlines, &outgoing, fresh);
+            let error = match sent.and_then(|source| self.head(source, client, deadlines)) {
+                Ok(opened) => return Ok(opened),
+                Err(error) => error,
+            };
+            let stale = error.retry() == Retry::FreshConnection && !fresh;
+            if !(stale && self.link.may_retry()) {
+                return Err(before_commit(error));
+            }
+            fresh = true;
+        }
+    }
+
+    fn send(
+        &self,
+        client: &ClientStream<'_>,
+        deadlines: &Deadlines,
+        outgoing: &llm::Outgoing,
+        fresh: bool,
+    ) -> Result<Source> {
+        let (Some(pool), Some(url)) = (&self.link.pool, &self.link.settings.url) else {
+            return Err(Error::new(Kind::Internal, "an upstream without an address"));
+        };
+        let target = format!("{}{}", url.path, outgoing.path);
+        let fields: [(&str, &[u8]); 3] = [
+            ("content-type", b"application/json"),
+            ("accept", b"*/*"),
+            (
+                "authorization",
+                self.link.authorization.as_ref().map_or(b"", |a| a.expose().as_bytes()),
+            ),
+        ];
+        let used = if self.link.authorization.is_some() { 3 } else { 2 };
+        let request = Outgoing {
+            method: Method::Post,
+            target: &target,
+            fields: &fields[..used],
+            body: &outgoing.body,
+        };
+        let until = Begin {
+            client: Some(client.as_fd()),
+            connect: deadlines.connect().0,
+            send: deadlines.next().0,
+        };
+        let exchange = if fresh {
+            pool.begin_fresh(&request, &until, self.control)?
+        } else {
+            pool.begin(&request, &until, self.control)?
+        };
+        Ok(Source::Upstream(Box::new(exchange)))
+    }
+
+    fn head(
+        &mut self,
+        mut source: Source,
+        client: &mut ClientStream<'_>,
+        deadlines: &Deadlines,
+    ) -> Result<(Source, HeadSays)> {
+        loop {
+            let deadline = deadlines.next();
+            match source.head(&self.watch(client, deadline)) {
+                Ok(says) => return Ok((source, says)),
+                Err(error) => self.tick(error, deadline, client)?,
+            }
+        }
+    }
+
+    /// What ends the next wait: the deadline, or that something should be sent to the client.
+    fn watch<'c>(&self, client: &'c ClientStream<'_>, deadline: (Instant, Phase)) -> Watch<'c> {
+        let (mut until, phase) = deadline;
+        if self.ask.stream() {
+            until = until.min(*self.last_sent + self.early_head);
+        }
+        Watch { client: Some(client.as_fd()), deadline: until, phase }
+    }
+
+    /// A wait ended with an error. When that was only because the client has heard nothing for
+    /// `early_head`, it hears something, and the wait goes on.
+    fn tick(
+        &mut self,
+        error: Error,
+        deadline: (Instant, Phase),
+        client: &mut ClientStream<'_>,
+    ) -> Result<()> {
+        let now = clock::now();
+        let timeout = matches!(error.kind(), Kind::UpstreamTimeout(_));
+        if !timeout || now >= deadline.0 || !self.ask.stream() {
+            return Err(error);
+        }
+        if !client.started() {
+            self.start(client, false);
+        }
+        let mut event = Vec::new();
+        self.reply.keep_alive(&mut event);
+        self.record.metrics().keep_alives.inc();
+        client.send(&event)?;
+        *self.last_sent = now;
+        Ok(())
+    }
+
+    /// Judges the status.
+    fn judge(
+        &mut self,
+        source: &mut Source,
+        says: HeadSays,
+        client: &mut ClientStream<'_>,
+        deadlines: &Deadlines,
+    ) -> std::result::Result<(), End> {
+        if (200..300).contains(&says.status) {
+            return Ok(());
+        }
+        // The message helps, but is not worth waiting for long.
+        let body = self.read_whole(source, client, deadlines, ERROR_BODY_BYTES_MAX);
+        let message = match body {
+            Ok(body) => llm::upstream_message(&body),
+            Err(error) if error.kind() == Kind::ClientGone => return Err(End::Final(error)),
+            Err(_) => String::new(),
+        };
+        let name = &self.link.settings.name;
+        match verdict::judge(says.status, says.retry_after, &message, name) {
+            Verdict::Answer => Ok(()),
+            Verdict::MoveOn(error) => Err(End::MoveOn(error)),
+            Verdict::Final(error) => Err(End::Final(error)),
+        }
+    }
+
+    /// A whole answer: read to its end, then translated. For a client that wants a stream it is
+    /// sent as one.
+    fn whole(
+        &mut self,
+        source: &mut Source,
+        client: &mut ClientStream<'_>,
+        deadlines: &Deadlines,
+    ) -> End {
+        let max = self.link.settings.answer_max;
+        let body = match self.read_whole(source, client, deadlines, max) {
+            Ok(body) => body,
+            Err(error) => return before_commit(error),
+        };
+        let dialect = self.dialect();
+        let translated = if self.ask.stream() {
+            llm::whole_as_stream(self.reply, self.ask, dialect, &body)
+        } else {
+            llm::whole(self.reply, self.ask, dialect, &body)
+        };
+        let (body, usage) = match translated {
+            Ok(translated) => translated,
+            Err(fault) => return End::MoveOn(fault_error(&fault, &self.link.settings.name)),
+        };
+        self.record.answered_by(&self.link.settings.name, &self.target.model);
+        if let Some(usage) = usage {
+            self.record.usage(usage);
+        }
+        if !self.ask.stream() {
+            return End::Whole(body);
+        }
+        self.record.first_token();
+        self.start(client, true);
+        match client.finish(&body) {
+            Ok(keep_alive) => End::Streamed { keep_alive },
+            Err(error) => End::Cut(error),
+        }
+    }
+
+    fn read_whole(
+        &mut self,
+        source: &mut Source,
+        client: &mut ClientStream<'_>,
+        deadlines: &Deadlines,
+        max: usize,
+    ) -> Result<Vec<u8>> {
+        let mut body = Vec::new();
+        loop {
+            let deadline = deadlines.next();
+            let error = match source.piece(&self.watch(client, deadline)) {
+                Ok(None) => return Ok(body),
+                Ok(Some(piece)) if body.len() + piece.len() > max => {
+                    let context = format!("the answer is larger than {max} bytes (answer_max)");
+                    return Err(Error::new(Kind::UpstreamMalformed, context));
+                }
+                Ok(Some(piece)) => {
+                    body.extend_from_slice(piece);
+                    continue;
+                }
+                Err(error) => error,
+            };
+            self.tick(error, deadline, client)?;
+        }
+    }
+
+    /// A stream: each event goes to the client when it is read.
+    fn stream(
+        &mut self,
+        source: &mut Source,
+        client: &mut ClientStream<'_>,
+        deadlines: &mut Deadlines,
+    ) -> End {
+        let line_max = self.link.settings.stream_line_max;
+        let mut core = Stream::new(self.reply, self.ask, self.dialect(), line_max);
+        let mut out = Vec::new();
+        let error = loop {
+            let deadline = deadlines.next();
+            let fed = match source.piece(&self.watch(client, deadline)) {
+                Ok(Some(bytes)) => core.feed(self.reply, bytes, &mut out).map(|feed| feed.events),
+                Ok(None) => core.end(self.reply, &mut out).map(|()| 0),
+                Err(error) => match self.tick(error, deadline, client) {
+                    Ok(()) => continue,
+                    Err(error) => break error,
+                },
+            };
+            let now = clock::now();
+            if core.committed() {
+                self.commit(client, deadlines, now);
+            }
+            if matches!(fed, Ok(events) if events > 0) {
+                deadlines.event(now);
+            }
+            if core.done() {
+                return self.finish(&core, source, client, &out);
+            }
+            if !out.is_empty() {
+                if let Err(error) = client.send(&out) {
+                    break error;
+                }
+                *self.last_sent = now;
+                out.clear();
+            }
+            if let Err(fault) = fed {
+                break fault_error(&fault, &self.link.settings.name);
+            }
+        };
+        if core.committed() {
+            self.record.usage(core.usage().unwrap_or_else(|| core.estimate()));
+            End::Cut(error)
+        } else {
+            before_commit(error)
+        }
+    }
+
+    /// The first content: from here on nobody else answers.
+    fn commit(&mut self, client: &mut ClientStream<'_>, deadlines: &mut Deadlines, now: Instant) {
+        if self.committed {
+            return;
+        }
+        self.committed = true;
+        deadlines.committed(now);
+        self.record.answered_by(&self.link.settings.name, &self.target.model);
+        self.record.first_token();
+        self.start(client, true);
+    }
+
+    /// The status and the fields of a stream.
+    fn start(&self, client: &mut ClientStream<'_>, answered: bool) {
+        let mut fields: Vec<(&str, &str)> = vec![
+            ("content-type", self.reply.content_type()),
+            ("cache-control", "no-cache"),
+            // nginx in front would collect events otherwise.
+            ("x-accel-buffering", "no"),
+        ];
+        if answered {
+            fields.push(("x-tidegate-upstream", &self.link.settings.name));
+            fields.push(("x-tidegate-model", &self.target.model));
+        }
+        fields.extend(self.fields.iter().map(|(name, value)| (*name, value.as_str())));
+        client.start(200, &fields);
+    }
+
+    fn finish(
+        &mut self,
+        core: &Stream,
+        source: &mut Source,
+        client: &mut ClientStream<'_>,
+        out: &[u8],
+    ) -> End {
+        self.record.usage(core.usage().unwrap_or_else(|| core.estimate()));
+        let sent = client.finish(out);
+        // The client has everything. What is left of the message is only its end.
+        let deadline = clock::now() + TAIL_TIMEOUT;
+        let tail = Watch { client: None, deadline, phase: Phase::Idle };
+        while let Ok(Some(_)) = source.piece(&tail) {}
+        match sent {
+            Ok(keep_alive) => End::Streamed { keep_alive },
+            Err(error) => End::Cut(error),
+        }
+    }
+}
+
+/// An error before anything was committed: does it end the chain?
+fn before_commit(error: Error) -> End {
+    match error.kind() {
+        Kind::ClientGone | Kind::ClientStalled | Kind::Draining | Kind::Internal => {
+            End::Final(error)
+        }
+        Kind::UpstreamTimeout(Phase::Request) => End::Final(out_of_time(&error)),
+        _ => End::MoveOn(error),
+    }
+}
+
+/// The request's own time is over: there is none left for another link.
+fn out_of_time(error: &Error) -> Error {
+    Error::new(Kind::RequestTotalTimeout, format!("the request's time is over: {error}"))
+}
+
+fn fault_error(fault: &Fault, upstream: &str) -> Error {
+    Error::new(fault.kind(), format!("upstream {upstream}: {fault}"))
+}

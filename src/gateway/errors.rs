@@ -1,0 +1,73 @@
+//! The one place that turns errors into answers, in the caller's dialect.
+
+use serde_json::json;
+
+use crate::base::error::{Class, Error, Kind};
+use crate::llm::{self, Dialect};
+use crate::net::http::Response;
+
+/// The dialect that a path speaks; `None` for paths of neither.
+pub fn dialect_of(path: &str) -> Option<Dialect> {
+    if path.starts_with("/v1/") || path == "/v1" {
+        Some(Dialect::OpenAi)
+    } else if path.starts_with("/api/") || path == "/api" {
+        Some(Dialect::Ollama)
+    } else {
+        None
+    }
+}
+
+/// An error as the answer to a request for `path`.
+pub fn response(error: &Error, path: &str) -> Response {
+    let row = error.row();
+    let mut response = match dialect_of(path) {
+        Some(dialect) => Response::json(row.status, llm::error_body(dialect, error)),
+        None => Response::new(row.status, "application/problem+json", problem(error)),
+    };
+    if let Some(seconds) = error.retry_after_seconds() {
+        response = response.with("retry-after", seconds.to_string());
+    }
+    if row.class == Class::Auth && error.kind() == Kind::Unauthorized {
+        response = response.with("www-authenticate", "Bearer");
+    }
+    response
+}
+
+/// An answer after the whole chain was tried: the clients' own retries would only repeat it
+/// (openai-python and openai-node obey `x-should-retry`).
+pub fn after_the_chain(error: &Error, path: &str) -> Response {
+    response(error, path).with("x-should-retry", "false")
+}
+
+/// A problem document (RFC 9457).
+fn problem(error: &Error) -> Vec<u8> {
+    let row = error.row();
+    let document = json!({
+        "type": "about:blank",
+        "title": crate::net::http1::reason(row.status),
+        "status": row.status,
+        "detail": error.context(),
+        "code": row.code,
+        "class": row.class.as_str(),
+    });
+    document.to_string().into_bytes()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_is_written_in_the_dialect_of_its_path() {
+        let error = Error::new(Kind::WaitingFull, "busy");
+        let text = |path| {
+            let response = response(&error, path);
+            assert_eq!(response.status, 503);
+            assert!(response.headers.contains(&("retry-after", "1".to_owned())));
+            String::from_utf8(response.body).unwrap()
+        };
+        assert!(text("/v1/chat/completions").starts_with(r#"{"error":{"#));
+        assert_eq!(text("/api/chat"), r#"{"error":"busy"}"#);
+        assert!(text("/elsewhere").contains(r#""detail":"busy""#));
+    }
+}

@@ -1,0 +1,378 @@
+//! One model call of a client: its chain, walked until somebody answers.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::base::clock;
+use crate::base::error::{Error, Kind, Result};
+use crate::base::metrics::Lease;
+use crate::base::permits::Permit;
+use crate::config::settings::Target;
+use crate::llm::{Ask, Reply, Route};
+use crate::net::http::{Request, Response};
+use crate::net::service::{GiveUp, Job, Step, Wait};
+use crate::net::turn::{ClientStream, Turn};
+use crate::upstream::calls::Call;
+use crate::upstream::link::Link;
+
+use super::attempt::{Attempt, End};
+use super::metrics::Metrics;
+use super::record::Record;
+use super::state::State;
+use super::{browser, errors, routes};
+
+/// One model call of a client.
+pub struct Exchange {
+    ask: Ask,
+    reply: Reply,
+    path: &'static str,
+    chain: Vec<(Arc<Link>, Target)>,
+    /// The link that is, or will be, asked.
+    at: usize,
+    permit: Option<Permit>,
+    waits_for: WaitsFor,
+    deadline: Instant,
+    early_head: Duration,
+    last_error: Option<Error>,
+    last_sent: Instant,
+    call: Call,
+    record: Record,
+    fields: Vec<(&'static str, String)>,
+    _budget: Lease,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum WaitsFor {
+    Nothing,
+    /// A permit of the current link's upstream.
+    Upstream,
+    /// One of `server.exchanges_max`.
+    Slot,
+}
+
+impl Exchange {
+    /// Reads the request and finds its chain.
+    ///
+    /// # Errors
+    /// The answer to a request that cannot be carried, already counted and logged.
+    pub fn new(
+        route: Route,
+        mut request: Request,
+        state: &State,
+        metrics: &Arc<Metrics>,
+        call: Call,
+    ) -> std::result::Result<Box<Exchange>, Box<Response>> {
+        let mut record = Record::of_request(&request, metrics);
+        let path = routes::pattern(request.route);
+        let body = std::mem::take(&mut request.body);
+        match Exchange::build(route, body, &request, state, &mut record) {
+            Ok((ask, reply, chain)) => {
+                let streams = ask.stream();
+                let now = clock::now();
+                let patience = patience(&request);
+                let server = &state.config.server;
+                let mut total = server.request_timeout;
+                if let Some(model) = state.config.resolve(ask.model()) {
+                    total = model.model.total_timeout.unwrap_or(total);
+                }
+                let mut early_head = server.early_head;
+                if let Some(patience) = patience {
+                    // The client's patience bounds our silence: for a stream that is the time
+                    // between two events, for a whole answer the time until it.
+                    if streams {
+                        early_head = early_head.min(patience / 2);
+                    } else {
+                        total = total.min(patience.mul_f32(0.9));
+                    }
+                }
+                let fields = match state.rules.origin(&request.head.headers) {
+                    Ok(Some(origin)) => browser::readable_by(origin).into(),
+                    _ => Vec::new(),
+                };
+                Ok(Box::new(Exchange {
+                    ask,
+                    reply,
+                    path,
+                    chain,
+                    at: 0,
+                    permit: None,
+                    waits_for: WaitsFor::Nothing,
+                    deadline: request.started + total,
+                    early_head,
+                    last_error: None,
+                    last_sent: now,
+                    call,
+                    record,
+                    fields,
+                    _budget: request.budget,
+                }))
+            }
+            Err(error) => {
+                let response = errors::response(&error, path);
+                record.failed(&error);
+                record.finish(response.status, response.body.len() as u64);
+                Err(Box::new(state.readable(&request.head.headers, response)))
+            }
+        }
+    }
+
+    fn build(
+        route: Route,
+        body: Vec<u8>,
+        request: &Request,
+        state: &State,
+        record: &mut Record,
+    ) -> Result<(Ask, Reply, Vec<(Arc<Link>, Target)>)> {
+        let ask = Ask::parse(route, body)?;
+        record.asked(ask.model(), ask.stream());
+        let Some(resolved) = state.config.resolve(ask.model()) else {
+            let context = format!("model '{}' not found; GET /v1/models lists them", ask.model());
+            return Err(Error::new(Kind::ModelNotFound, context));
+        };
+        let needs = ask.needs();
+        let mut chain = Vec::with_capacity(resolved.model.chain.len());
+        for target in &resolved.model.chain {
+            let name = &target.upstream.name;
+            if needs.tools && !target.tools {
+                record.skipped(name, "no_tools");
+            } else if needs.images && !target.images {
+                record.skipped(name, "no_images");
+            } else if let Some(link) = state.link(name) {
+                chain.push((Arc::clone(link), target.clone()));
+            }
+        }
+        if chain.is_empty() {
+            let context = format!(
+                "nothing behind model {} can carry this request (tools or images); \
+                 leave them out, or add an upstream that takes them",
+                ask.model()
+            );
+            return Err(Error::new(Kind::Unsupported, context));
+        }
+        let id = format!("{}{}", id_prefix(route), request.id);
+        let reply = Reply::new(&ask, ask.model(), &id, clock::wall());
+        Ok((ask, reply, chain))
+    }
+
+    /// Walks the chain from where it stands.
+    pub fn go(mut self: Box<Self>, turn: &mut Turn<'_>) -> Step {
+        // The upstream's permit first, the scarcer one; then the right to run.
+        while self.permit.is_none() {
+            match self.link_permit(turn) {
+                Ok(None) => break,
+                Ok(Some(wait)) => {
+                    self.waits_for = WaitsFor::Upstream;
+                    return Step::Wait(self, wait);
+                }
+                Err(()) => return self.failed(),
+            }
+        }
+        if !turn.begin_exchange() {
+            let permits = turn.exchange_permits();
+            let deadline = self.wait_deadline(turn.waiting_timeout());
+            self.waits_for = WaitsFor::Slot;
+            return Step::Wait(self, Wait { permits, deadline });
+        }
+        let waiting = turn.waiting_timeout();
+        let mut client = turn.client();
+        loop {
+            match self.attempt(&mut client) {
+                End::Streamed { keep_alive } => {
+                    self.record.finish(200, client.bytes());
+                    return Step::Streamed { keep_alive };
+                }
+                End::Whole(body) => return self.whole(body),
+                End::Cut(error) => return self.cut(&error, &mut client),
+                End::Final(error) => {
+                    self.last_error = Some(error);
+                    return self.end(&mut client);
+                }
+                End::MoveOn(error) => {
+                    self.last_error = Some(error);
+                    self.at += 1;
+                }
+            }
+            // The next link, when its upstream has room; waiting as data is only possible while
+            // the client has heard nothing.
+            loop {
+                let Some((link, _)) = self.chain.get(self.at) else { return self.end(&mut client) };
+                self.permit = link.permits.try_acquire();
+                if self.permit.is_some() {
+                    break;
+                }
+                if !client.started() {
+                    let permits = Arc::clone(&link.permits);
+                    let deadline = self.wait_deadline(waiting);
+                    self.waits_for = WaitsFor::Upstream;
+                    return Step::Wait(self, Wait { permits, deadline });
+                }
+                self.busy();
+            }
+        }
+    }
+
+    /// A permit of the current link, or what to wait for. `Err`: there is no link left.
+    fn link_permit(&mut self, turn: &Turn<'_>) -> std::result::Result<Option<Wait>, ()> {
+        let (link, _) = self.chain.get(self.at).ok_or(())?;
+        self.permit = link.permits.try_acquire();
+        if self.permit.is_some() {
+            return Ok(None);
+        }
+        let permits = Arc::clone(&link.permits);
+        Ok(Some(Wait { permits, deadline: self.wait_deadline(turn.waiting_timeout()) }))
+    }
+
+    fn wait_deadline(&self, waiting_timeout: Duration) -> Instant {
+        (clock::now() + waiting_timeout).min(self.deadline)
+    }
+
+    /// The current link's upstream has no room: on to the next.
+    fn busy(&mut self) {
+        if let Some((link, _)) = self.chain.get(self.at) {
+            self.record.skipped(&link.settings.name, "busy");
+        }
+        self.at += 1;
+    }
+
+    fn attempt(&mut self, client: &mut ClientStream<'_>) -> End {
+        let links_left = self.chain.len() - self.at;
+        let Some((link, target)) = self.chain.get(self.at) else {
+            return End::Final(Error::new(Kind::Internal, "an attempt without a link"));
+        };
+        let attempt = Attempt {
+            ask: &self.ask,
+            reply: &mut self.reply,
+            link,
+            target,
+            request_deadline: self.deadline,
+            links_left,
+            early_head: self.early_head,
+            control: self.call.control(),
+            record: &mut self.record,
+            fields: &self.fields,
+            last_sent: &mut self.last_sent,
+            committed: false,
+        };
+        let end = attempt.run(client);
+        self.permit = None;
+        let name = &link.settings.name;
+        match &end {
+            End::Streamed { .. } | End::Whole(_) => self.record.metrics().attempt(name, None),
+            End::MoveOn(error) | End::Final(error) | End::Cut(error) => {
+                self.record.attempt_failed(name, error);
+            }
+        }
+        end
+    }
+
+    fn whole(mut self: Box<Self>, body: Vec<u8>) -> Step {
+        self.record.finish(200, body.len() as u64);
+        let mut response = Response::new(200, self.reply.content_type(), body);
+        if let Some((link, target)) = self.chain.get(self.at) {
+            response = response
+                .with("x-tidegate-upstream", link.settings.name.as_str())
+                .with("x-tidegate-model", target.model.as_str());
+        }
+        for (name, value) in std::mem::take(&mut self.fields) {
+            response = response.with(name, value);
+        }
+        Step::Respond(response)
+    }
+
+    /// The stream ends with an error, in the client's own protocol and without its terminator.
+    fn cut(mut self: Box<Self>, error: &Error, client: &mut ClientStream<'_>) -> Step {
+        self.record.failed(error);
+        let gone = matches!(error.kind(), Kind::ClientGone | Kind::ClientStalled);
+        let mut keep_alive = false;
+        if !gone {
+            self.record.metrics().streams_cut.inc();
+            let mut event = Vec::new();
+            self.reply.error_event(error, &mut event);
+            keep_alive = client.finish(&event).unwrap_or(false);
+        }
+        self.record.finish(200, client.bytes());
+        Step::Streamed { keep_alive }
+    }
+
+    /// The chain came to nothing before any content.
+    fn end(mut self: Box<Self>, client: &mut ClientStream<'_>) -> Step {
+        if client.started() {
+            let error = self.take_error();
+            return self.cut(&error, client);
+        }
+        let gone = |error: &Error| matches!(error.kind(), Kind::ClientGone | Kind::ClientStalled);
+        if self.last_error.as_ref().is_some_and(gone) {
+            let error = self.take_error();
+            self.record.failed(&error);
+            self.record.finish(error.row().status, 0);
+            return Step::Streamed { keep_alive: false };
+        }
+        self.failed()
+    }
+
+    fn failed(mut self: Box<Self>) -> Step {
+        let error = self.take_error();
+        Step::Respond(self.answer(&error))
+    }
+
+    fn take_error(&mut self) -> Error {
+        let busy = || Error::new(Kind::WaitingTimeout, "every upstream of the chain is busy");
+        self.last_error.take().unwrap_or_else(busy)
+    }
+
+    fn answer(&mut self, error: &Error) -> Response {
+        let mut response = errors::after_the_chain(error, self.path);
+        for (name, value) in std::mem::take(&mut self.fields) {
+            response = response.with(name, value);
+        }
+        self.record.failed(error);
+        self.record.finish(response.status, response.body.len() as u64);
+        response
+    }
+}
+
+impl Job for Exchange {
+    fn run(mut self: Box<Self>, permit: Option<Permit>, turn: &mut Turn<'_>) -> Step {
+        match (std::mem::replace(&mut self.waits_for, WaitsFor::Nothing), permit) {
+            (WaitsFor::Slot, Some(permit)) => turn.begin_exchange_with(permit),
+            (_, permit) => self.permit = permit,
+        }
+        self.go(turn)
+    }
+
+    fn give_up(mut self: Box<Self>, error: Error) -> GiveUp {
+        let upstream_busy = self.waits_for == WaitsFor::Upstream
+            && matches!(error.kind(), Kind::WaitingFull | Kind::WaitingTimeout);
+        if upstream_busy {
+            self.busy();
+            self.waits_for = WaitsFor::Nothing;
+            if self.at < self.chain.len() && clock::now() < self.deadline {
+                self.last_error = Some(error);
+                return GiveUp::GoOn(self);
+            }
+        }
+        // The waiting itself failed: a client may well try again.
+        let mut response = errors::response(&error, self.path);
+        for (name, value) in std::mem::take(&mut self.fields) {
+            response = response.with(name, value);
+        }
+        self.record.failed(&error);
+        self.record.finish(response.status, response.body.len() as u64);
+        GiveUp::Respond(response)
+    }
+}
+
+/// What ids of answers begin with, as OpenAI's do.
+fn id_prefix(route: Route) -> &'static str {
+    match route {
+        Route::ChatCompletions | Route::OllamaChat => "chatcmpl-",
+        _ => "cmpl-",
+    }
+}
+
+/// The client's own read timeout, as the OpenAI clients tell it.
+fn patience(request: &Request) -> Option<Duration> {
+    let text = request.head.headers.get_str("x-stainless-read-timeout")?;
+    let seconds = text.trim().parse::<f64>().ok().filter(|seconds| *seconds >= 1.0)?;
+    Duration::try_from_secs_f64(seconds.min(86_400.0)).ok()
+}

@@ -1,0 +1,202 @@
+//! What is noted of one request while it runs, and told once when it ends: an access line and the
+//! counters.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::base::clock;
+use crate::base::error::{Class, Error, Kind};
+use crate::base::id::RequestId;
+use crate::llm::Usage;
+use crate::net::http::{Head, Method, Request};
+use crate::observe::access::{AccessLine, FailedAttempt, Outcome, Tokens};
+
+use super::metrics::Metrics;
+use super::routes::{self, Found};
+
+/// What is noted of one request.
+pub struct Record {
+    id: RequestId,
+    key: Option<Arc<str>>,
+    peer: SocketAddr,
+    method: Method,
+    path: Box<str>,
+    route: &'static str,
+    started: Instant,
+    bytes_in: u64,
+    model: Option<Box<str>>,
+    stream: bool,
+    /// Bounded by the chain's length.
+    failed: Vec<(Box<str>, &'static str)>,
+    answered_by: Option<(Box<str>, Box<str>)>,
+    first_token: Option<Duration>,
+    tokens: Option<Tokens>,
+    code: &'static str,
+    outcome: Outcome,
+    metrics: Arc<Metrics>,
+    done: bool,
+}
+
+impl Record {
+    /// Of a request that is not whole; without a head, of one that is no HTTP.
+    pub fn of_head(
+        head: Option<&Head>,
+        peer: SocketAddr,
+        id: &RequestId,
+        metrics: &Arc<Metrics>,
+    ) -> Self {
+        let (method, path, route) = match head {
+            None => (Method::Other, "", "none"),
+            Some(head) => match routes::find(head.method, head.path()) {
+                Found::Row(row) => (head.method, head.path(), routes::pattern(row)),
+                Found::OtherMethods(_) | Found::Nothing => (head.method, head.path(), "other"),
+            },
+        };
+        Record {
+            id: id.clone(),
+            key: None,
+            peer,
+            method,
+            path: path.into(),
+            route,
+            started: clock::now(),
+            bytes_in: 0,
+            model: None,
+            stream: false,
+            failed: Vec::new(),
+            answered_by: None,
+            first_token: None,
+            tokens: None,
+            code: "ok",
+            outcome: Outcome::Ok,
+            metrics: Arc::clone(metrics),
+            done: false,
+        }
+    }
+
+    /// Of a whole request.
+    pub fn of_request(request: &Request, metrics: &Arc<Metrics>) -> Self {
+        let mut record = Record::of_head(Some(&request.head), request.peer, &request.id, metrics);
+        if request.head.method == Method::Options {
+            record.route = "options";
+        }
+        record.started = request.started;
+        record.key.clone_from(&request.key);
+        record.bytes_in = request.body.len() as u64;
+        record
+    }
+
+    /// The counters.
+    pub fn metrics(&self) -> &Metrics {
+        &self.metrics
+    }
+
+    /// The model that was asked for, and whether a stream was.
+    pub fn asked(&mut self, model: &str, stream: bool) {
+        self.model = Some(model.into());
+        self.stream = stream;
+    }
+
+    /// An attempt failed.
+    pub fn attempt_failed(&mut self, upstream: &str, error: &Error) {
+        self.metrics.attempt(upstream, Some(error));
+        let code = error.row().code;
+        self.failed.push((upstream.into(), code));
+        log::debug!(id = self.id.as_str(), upstream, code, error:% = error; "attempt_failed");
+    }
+
+    /// A link of the chain was not tried.
+    pub fn skipped(&mut self, upstream: &str, why: &'static str) {
+        self.failed.push((upstream.into(), why));
+    }
+
+    /// This upstream and model is what the client hears.
+    pub fn answered_by(&mut self, upstream: &str, model: &str) {
+        if !self.failed.is_empty() {
+            self.metrics.fallbacks.inc();
+        }
+        self.answered_by = Some((upstream.into(), model.into()));
+    }
+
+    /// The first content was sent.
+    pub fn first_token(&mut self) {
+        let after = self.elapsed();
+        self.first_token = Some(after);
+        self.metrics.first_token(after);
+    }
+
+    /// Tokens, as reported or estimated.
+    pub fn usage(&mut self, usage: Usage) {
+        let Usage { input, output, estimated, .. } = usage;
+        if let Some((upstream, _)) = &self.answered_by {
+            self.metrics.tokens(upstream, input, output, estimated);
+        }
+        self.tokens = Some(Tokens { input, output, estimated });
+    }
+
+    /// The request failed with this error.
+    pub fn failed(&mut self, error: &Error) {
+        let row = error.row();
+        self.code = row.code;
+        self.outcome = match (error.kind(), row.class) {
+            (Kind::ClientGone | Kind::ClientStalled, _) => Outcome::ClientGone,
+            (_, Class::Validation | Class::Auth | Class::Overload) => Outcome::Refused(row.code),
+            _ => Outcome::Error(row.code),
+        };
+        if row.level <= log::Level::Error {
+            crate::log_limited!(
+                log::Level::Error,
+                "request_failed",
+                id = self.id.as_str(),
+                code = row.code,
+                error = error.context()
+            );
+        }
+    }
+
+    /// Time since the request's first byte.
+    pub fn elapsed(&self) -> Duration {
+        clock::now().saturating_duration_since(self.started)
+    }
+
+    /// The request ended.
+    pub fn finish(&mut self, status: u16, bytes_out: u64) {
+        if std::mem::replace(&mut self.done, true) {
+            return;
+        }
+        let total = self.elapsed();
+        self.metrics.request(self.route, status, self.code, total);
+        let failed: Vec<_> =
+            self.failed.iter().map(|(upstream, code)| FailedAttempt { upstream, code }).collect();
+        let line = AccessLine {
+            id: &self.id,
+            key: self.key.as_deref(),
+            peer: self.peer,
+            method: self.method,
+            path: &self.path,
+            status,
+            model: self.model.as_deref(),
+            answered_by: self.answered_by.as_ref().map(|(upstream, model)| (&**upstream, &**model)),
+            failed: &failed,
+            first_token: self.first_token,
+            total,
+            bytes_in: self.bytes_in,
+            bytes_out,
+            outcome: self.outcome,
+            stream: self.stream,
+            tokens: self.tokens,
+        };
+        line.log();
+    }
+}
+
+impl Drop for Record {
+    /// A request that ended by a panic is told too.
+    fn drop(&mut self) {
+        if !self.done {
+            self.failed(&Error::new(Kind::Internal, "a bug in the gateway ended this request"));
+            self.finish(500, 0);
+        }
+    }
+}

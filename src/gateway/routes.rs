@@ -1,0 +1,122 @@
+//! The data plane's routes: one table.
+
+use crate::llm::Route as Llm;
+use crate::net::http::Method;
+
+/// What a request is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Route {
+    /// A model call.
+    Llm(Llm),
+    /// `GET /v1/models`.
+    Models,
+    /// `GET /v1/models/{id}`.
+    Model,
+    /// `GET /api/tags`.
+    Tags,
+    /// `POST /api/show`.
+    Show,
+    /// `GET /api/ps`.
+    Ps,
+    /// `GET /api/version`.
+    Version,
+    /// `GET /`.
+    Root,
+}
+
+/// Path, route, and the methods it takes.
+const TABLE: &[(&str, Route, &[Method])] = &[
+    ("/v1/chat/completions", Route::Llm(Llm::ChatCompletions), &[Method::Post]),
+    ("/api/chat", Route::Llm(Llm::OllamaChat), &[Method::Post]),
+    ("/api/generate", Route::Llm(Llm::OllamaGenerate), &[Method::Post]),
+    ("/v1/completions", Route::Llm(Llm::Completions), &[Method::Post]),
+    ("/v1/embeddings", Route::Llm(Llm::OpenAiEmbeddings), &[Method::Post]),
+    ("/api/embed", Route::Llm(Llm::OllamaEmbed), &[Method::Post]),
+    ("/api/embeddings", Route::Llm(Llm::OllamaEmbeddings), &[Method::Post]),
+    ("/v1/models", Route::Models, &[Method::Get, Method::Head]),
+    ("/v1/models/", Route::Model, &[Method::Get, Method::Head]),
+    ("/api/tags", Route::Tags, &[Method::Get, Method::Head]),
+    ("/api/show", Route::Show, &[Method::Post]),
+    ("/api/ps", Route::Ps, &[Method::Get, Method::Head]),
+    ("/api/version", Route::Version, &[Method::Get, Method::Head]),
+    ("/", Route::Root, &[Method::Get, Method::Head]),
+];
+
+/// The row that stands for an `OPTIONS` request of a path that is ours.
+pub const OPTIONS: u16 = u16::MAX;
+
+/// What a path and method lead to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Found {
+    /// The number of a row of the table.
+    Row(u16),
+    /// The path is ours, the method is not: those that are.
+    OtherMethods(&'static [Method]),
+    /// Not ours.
+    Nothing,
+}
+
+/// Looks up a path. `/v1/models/` takes any id behind it, with its slashes.
+pub fn find(method: Method, path: &str) -> Found {
+    let row = TABLE.iter().position(|(known, route, _)| match route {
+        Route::Model => path.len() > known.len() && path.starts_with(known),
+        _ => path == *known,
+    });
+    let Some(row) = row else { return Found::Nothing };
+    let methods = TABLE[row].2;
+    if methods.contains(&method) {
+        Found::Row(u16::try_from(row).unwrap_or(u16::MAX))
+    } else {
+        Found::OtherMethods(methods)
+    }
+}
+
+/// The route of a row.
+pub fn route(row: u16) -> Option<Route> {
+    TABLE.get(usize::from(row)).map(|(_, route, _)| *route)
+}
+
+/// The path of a row, for metrics: a closed set, unlike what clients send.
+pub fn pattern(row: u16) -> &'static str {
+    match TABLE.get(usize::from(row)) {
+        Some((_, Route::Model, _)) => "/v1/models/{id}",
+        Some((path, _, _)) => path,
+        None => "other",
+    }
+}
+
+/// How many rows there are.
+pub fn rows() -> u16 {
+    u16::try_from(TABLE.len()).unwrap_or(u16::MAX)
+}
+
+/// `Allow`, with the `OPTIONS` that every path has.
+pub fn allow(methods: &[Method]) -> String {
+    let mut text = String::new();
+    for method in methods {
+        text.push_str(method.as_str());
+        text.push_str(", ");
+    }
+    text.push_str("OPTIONS");
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_are_found_exactly_and_model_ids_may_hold_slashes() {
+        let at = |method, path| match find(method, path) {
+            Found::Row(row) => format!("{:?}", route(row).unwrap()),
+            other => format!("{other:?}"),
+        };
+        assert_eq!(at(Method::Get, "/v1/models"), "Models");
+        assert_eq!(at(Method::Get, "/v1/models/local/a:b"), "Model");
+        assert_eq!(at(Method::Get, "/v1/models/"), "Nothing");
+        assert_eq!(at(Method::Post, "/v1/models"), "OtherMethods([Get, Head])");
+        assert_eq!(at(Method::Get, "/api/tagsx"), "Nothing");
+        assert_eq!(at(Method::Head, "/"), "Root");
+        assert_eq!(allow(&[Method::Post]), "POST, OPTIONS");
+    }
+}

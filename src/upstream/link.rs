@@ -1,0 +1,153 @@
+//! A link: what the gateway holds of one upstream over all requests and reloads. Its connections,
+//! its permits, its retry budget.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use crate::base::clock;
+use crate::base::error::Result;
+use crate::base::lock::{Locked, Rank};
+use crate::base::metrics::{Counter, Registry};
+use crate::base::permits::Permits;
+use crate::config::settings::{BaseUrl, Secret, Upstream};
+use crate::net::outbound::{Origin, Pool, ProxyAddr, Resolver};
+
+use super::budget::RetryBudget;
+
+/// One upstream's settings, with what outlives them.
+pub struct Link {
+    /// The settings now.
+    pub settings: Arc<Upstream>,
+    /// The bulkhead: `upstream.concurrency_max`, `upstream.waiting_max`.
+    pub permits: Arc<Permits>,
+    /// Connections; `None` for `echo`.
+    pub pool: Option<Arc<Pool>>,
+    /// `Authorization`, ready for the wire.
+    pub authorization: Option<Secret>,
+    budget: Arc<Locked<RetryBudget>>,
+    retries: Arc<Counter>,
+}
+
+impl Link {
+    /// Counts a request for the retry budget.
+    pub fn count_request(&self) {
+        let now = clock::now();
+        self.budget.with(|budget| budget.request(now));
+    }
+
+    /// Takes one retry from the budget, when it has one.
+    pub fn may_retry(&self) -> bool {
+        let now = clock::now();
+        let may = self.budget.with(|budget| budget.try_retry(now));
+        if may {
+            self.retries.inc();
+        }
+        may
+    }
+}
+
+/// All links there are, over reloads.
+pub struct Links {
+    registry: Arc<Registry>,
+    resolver: Arc<Resolver>,
+    known: Locked<HashMap<String, Arc<Link>>>,
+}
+
+impl Links {
+    /// None yet.
+    pub fn new(registry: Arc<Registry>, resolver: Arc<Resolver>) -> Self {
+        Links { registry, resolver, known: Locked::new(Rank::Catalog, HashMap::new()) }
+    }
+
+    /// The links of a configuration, bounded by it; they replace those there were. A link whose
+    /// address, proxy and roots did not change keeps its connections, permits and budget.
+    ///
+    /// # Errors
+    /// When an upstream's CA file cannot be used. Then nothing changes.
+    pub fn build(&self, upstreams: &[Arc<Upstream>]) -> Result<HashMap<String, Arc<Link>>> {
+        let known = self.known.with(|known| known.clone());
+        let mut links = HashMap::with_capacity(upstreams.len());
+        for settings in upstreams {
+            let old = known.get(&settings.name);
+            links.insert(settings.name.clone(), Arc::new(self.link(settings, old)?));
+        }
+        // Only now, when nothing can fail any more, do the shared bounds change.
+        for link in links.values() {
+            link.permits.waiting().set_max(link.settings.waiting_max as u64);
+            link.permits.set_max(link.settings.concurrency_max as u64);
+        }
+        let replaced = self.known.with(|known| std::mem::replace(known, links.clone()));
+        // Closes connections of links that are gone, outside the lock.
+        drop(replaced);
+        Ok(links)
+    }
+
+    /// Closes connections that were idle for long.
+    pub fn sweep(&self) {
+        let now = clock::now();
+        let known: Vec<_> = self.known.with(|known| known.values().cloned().collect());
+        for pool in known.iter().filter_map(|link| link.pool.as_ref()) {
+            pool.sweep(now);
+        }
+    }
+
+    fn link(&self, settings: &Arc<Upstream>, old: Option<&Arc<Link>>) -> Result<Link> {
+        let name = settings.name.as_str();
+        let same_place = |old: &&Arc<Link>| origin(&old.settings) == origin(settings);
+        let pool = match (origin(settings), old.filter(same_place)) {
+            (None, _) => None,
+            (Some(_), Some(old)) => old.pool.clone(),
+            (Some(origin), None) => {
+                Some(Arc::new(Pool::new(&origin, Arc::clone(&self.resolver), &self.registry)?))
+            }
+        };
+        let permits = old.map_or_else(|| self.permits(settings), |old| Arc::clone(&old.permits));
+        let budget = old.map_or_else(
+            || Arc::new(Locked::new(Rank::Guard, RetryBudget::new(clock::now()))),
+            |old| Arc::clone(&old.budget),
+        );
+        let retries = self.registry.counter(
+            "tidegate_upstream_retries_total",
+            "Requests sent again on a fresh connection because the pooled one was stale.",
+            &[("upstream", name)],
+        );
+        let bearer = |key: &Secret| Secret::new(format!("Bearer {}", key.expose()));
+        Ok(Link {
+            settings: Arc::clone(settings),
+            permits,
+            pool,
+            authorization: settings.key.as_ref().map(bearer),
+            budget,
+            retries,
+        })
+    }
+
+    fn permits(&self, settings: &Upstream) -> Arc<Permits> {
+        let limit = |name, max: usize, consequence| {
+            self.registry.limit(name, &settings.name, max as u64, consequence)
+        };
+        Permits::new(
+            limit("upstream.concurrency_max", settings.concurrency_max, "wait as data"),
+            limit("upstream.waiting_max", settings.waiting_max, "next in chain, else 503"),
+        )
+    }
+}
+
+/// Where an upstream is; `None` for `echo`.
+fn origin(settings: &Upstream) -> Option<Origin> {
+    let url = settings.url.as_ref()?;
+    let proxy = |proxy: &BaseUrl| ProxyAddr {
+        host: proxy.host.clone(),
+        port: proxy.port,
+        authorization: None,
+    };
+    Some(Origin {
+        name: settings.name.clone(),
+        tls: url.tls,
+        host: url.host.clone(),
+        port: url.port,
+        ca_file: settings.ca_file.clone(),
+        proxy: settings.proxy.as_ref().map(proxy),
+        idle_max: settings.concurrency_max,
+    })
+}
