@@ -16,6 +16,11 @@ mod request;
 mod response;
 mod write;
 
+#[cfg(test)]
+mod oracle;
+#[cfg(test)]
+mod tests;
+
 pub use body::{BodyDecoder, Decoded};
 pub use request::{HeadLimits, request_head};
 pub use response::{RESPONSE_HEADERS_MAX, response_head};

@@ -51,9 +51,11 @@ pub fn request_head(
     let before = (*scanned).clamp(start, window.len().max(start));
     let seen = window.get(start..before).unwrap_or_default();
     // The line is checked before anything behind it, so that a split changes no verdict.
+    let mut line = None;
     if memchr::memchr(b'\n', seen).is_none() {
         let bytes = window.get(start..).unwrap_or_default();
-        if request_line(bytes, seen.len(), limits.target_max)?.is_none() {
+        line = request_line(bytes, seen.len(), limits.target_max)?;
+        if line.is_none() {
             if full {
                 return Err(too_large(limits));
             }
@@ -70,15 +72,21 @@ pub fn request_head(
         *scanned = window.len();
         return Ok(None);
     };
-    let head = complete(&window[start..end], limits)?;
-    Ok(Some((head, end)))
+    let bytes = &window[start..end];
+    let line = match line {
+        Some(line) => Some(line),
+        // An earlier call saw its end.
+        None => request_line(bytes, 0, limits.target_max)?,
+    };
+    let line = line.ok_or_else(|| bad("the request line does not end"))?;
+    Ok(Some((complete(bytes, &line, limits)?, end)))
 }
 
 /// Where the parts of a request line are.
 struct Line {
     method_end: usize,
     target_end: usize,
-    major: u8,
+    /// The digit behind `HTTP/1.`.
     minor: u8,
     end: usize,
 }
@@ -147,15 +155,11 @@ fn request_line(bytes: &[u8], seen: usize, target_max: usize) -> Result<Option<L
     if major != b'1' {
         return Err(unknown_version());
     }
-    Ok(Some(Line { method_end, target_end, major, minor, end: target_end + 11 }))
+    Ok(Some(Line { method_end, target_end, minor, end: target_end + 11 }))
 }
 
 /// Reads a head that is complete.
-fn complete(bytes: &[u8], limits: &HeadLimits) -> Result<Head> {
-    let Some(line) = request_line(bytes, 0, limits.target_max)? else {
-        return Err(bad("the request line does not end"));
-    };
-    debug_assert_eq!(line.major, b'1');
+fn complete(bytes: &[u8], line: &Line, limits: &HeadLimits) -> Result<Head> {
     // A higher minor version is read as the highest that we know (RFC 9110, 2.5).
     let http11 = line.minor != b'0';
     let block = &bytes[line.end..bytes.len() - 2];

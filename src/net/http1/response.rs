@@ -155,3 +155,128 @@ fn refuse(fault: Fault) -> Error {
         Fault::TooMany => bad("too many header fields in the answer"),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(bytes: &str) -> Result<ResponseHead> {
+        let parsed = response_head(bytes.as_bytes(), &mut 0, 64 * 1024, Method::Post)?;
+        let (head, used) = parsed.expect("a complete head");
+        assert_eq!(used, bytes.len());
+        Ok(head)
+    }
+
+    #[test]
+    fn status_lines_are_read_with_and_without_a_reason() {
+        for line in
+            ["HTTP/1.1 404 Not Found", "HTTP/1.1 404 ", "HTTP/1.1 404", "HTTP/1.1 404 \u{e9}\t!"]
+        {
+            let head = parse(&format!("{line}\r\n\r\n")).unwrap();
+            assert_eq!((head.status, head.http11), (404, true), "{line}");
+        }
+        for line in [
+            "HTTP/1.1  404 x",
+            "HTTP/1.1 40 x",
+            "HTTP/1.1 4040",
+            "HTTP/1.1 404x",
+            "HTTP/1.1",
+            "HTTP/1.1 099 x",
+            "HTTP/1.1 600 x",
+            "HTTP/2 404",
+            "http/1.1 404 x",
+            "HTTP/1.x 404 x",
+            "ICY 200 OK",
+            "HTTP/1.1 404 \0",
+        ] {
+            let error = parse(&format!("{line}\r\n\r\n")).expect_err(line);
+            assert_eq!(error.kind(), Kind::UpstreamMalformed, "{line}");
+        }
+    }
+
+    #[test]
+    fn the_length_of_a_body_is_read_as_rfc_9112_has_it() {
+        let check = |lines: &str, body, keep_alive| {
+            let head =
+                parse(&format!("{lines}\r\n\r\n")).unwrap_or_else(|e| panic!("{lines}: {e}"));
+            assert_eq!((head.body, head.keep_alive), (body, keep_alive), "{lines}");
+        };
+        use BodyLength::{Chunked, Exact, None, UntilClose};
+        check("HTTP/1.1 200 OK\r\nContent-Length: 5", Exact(5), true);
+        check("HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 5", Exact(5), true);
+        check("HTTP/1.1 200 OK\r\nContent-Length: 5, 5", Exact(5), true);
+        check("HTTP/1.1 200 OK\r\nTransfer-Encoding: Chunked", Chunked, true);
+        check("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nConnection: close", Chunked, false);
+        check("HTTP/1.1 200 OK", UntilClose, false);
+        check("HTTP/1.0 200 OK\r\nContent-Length: 5", Exact(5), false);
+        check("HTTP/1.0 200 OK\r\nContent-Length: 5\r\nConnection: Keep-Alive", Exact(5), true);
+        check("HTTP/1.1 204 No Content", None, true);
+        check("HTTP/1.1 204 No Content\r\nContent-Length: 0", None, true);
+        check("HTTP/1.1 204 No Content\r\nContent-Length: 5", None, false);
+        check("HTTP/1.1 304 Not Modified\r\nContent-Length: 5", None, true);
+        check("HTTP/1.1 100 Continue", None, true);
+        check("HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade", None, false);
+    }
+
+    #[test]
+    fn a_head_request_has_an_answer_without_body_whatever_its_length_says() {
+        let bytes = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n";
+        let (head, _) =
+            response_head(bytes, &mut 0, 1000, Method::Head).unwrap().expect("complete");
+        assert_eq!((head.body, head.keep_alive), (BodyLength::None, true));
+        assert_eq!(head.headers.get_str("content-length"), Some("5"));
+    }
+
+    #[test]
+    fn framing_that_can_be_read_in_two_ways_is_malformed() {
+        for lines in [
+            "Content-Length: 5\r\nContent-Length: 6",
+            "Content-Length: 5, 6",
+            "Content-Length: 5,",
+            "Content-Length: +5",
+            "Content-Length: 5\r\nTransfer-Encoding: chunked",
+            "Transfer-Encoding: gzip, chunked",
+            "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked",
+            "Transfer-Encoding: identity",
+            "A: b\nC: d",
+            "A: b\r C: d",
+            "A : b",
+            "A: b\r\n c",
+            "A: \0",
+            "A",
+        ] {
+            assert!(parse(&format!("HTTP/1.1 200 OK\r\n{lines}\r\n\r\n")).is_err(), "{lines:?}");
+        }
+        assert!(parse("HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n").is_err());
+    }
+
+    #[test]
+    fn a_value_may_hold_bytes_outside_ascii() {
+        let head = parse("HTTP/1.1 200 OK\r\nX: caf\u{e9}\r\n\r\n").unwrap();
+        assert_eq!(head.headers.get_str("x"), Some("caf\u{e9}"));
+    }
+
+    #[test]
+    fn the_limits_hold_exactly() {
+        let check =
+            |bytes: &str, head_max| response_head(bytes.as_bytes(), &mut 0, head_max, Method::Get);
+        let bytes = "HTTP/1.1 200 OK\r\nA: b\r\n\r\n";
+        assert!(check(bytes, bytes.len()).unwrap().is_some());
+        assert!(check(bytes, bytes.len() - 1).is_err());
+        assert!(check(&bytes[..20], 21).unwrap().is_none());
+        assert!(check(&bytes[..20], 20).is_err());
+
+        let many = |count: usize| format!("HTTP/1.1 200 OK\r\n{}\r\n", "a:b\r\n".repeat(count));
+        assert!(check(&many(RESPONSE_HEADERS_MAX), 64 * 1024).unwrap().is_some());
+        assert!(check(&many(RESPONSE_HEADERS_MAX + 1), 64 * 1024).is_err());
+    }
+
+    #[test]
+    fn what_is_no_answer_is_told_by_its_first_bytes() {
+        for bytes in ["\x15\x03\x01", "<", "HTTP/2", "{\"error\"", "\r\nHTTP/1.1 200 OK\r\n\r\n"] {
+            let error = response_head(bytes.as_bytes(), &mut 0, 1000, Method::Get).unwrap_err();
+            assert_eq!(error.kind(), Kind::UpstreamMalformed, "{bytes:?}");
+        }
+        assert!(response_head(b"HTTP/", &mut 0, 1000, Method::Get).unwrap().is_none());
+    }
+}
