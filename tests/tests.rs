@@ -24,15 +24,21 @@ mod auth;
 mod client_gone;
 // The configuration, its commands and the files made from its schema.
 mod config;
+// Both dialects on both sides, the catalog, bad requests.
+mod dialects;
 // Every fault of an upstream, in every combination.
 mod faults;
 // Clients that mean harm: slow, many, endless.
 mod hostile;
 // Access lines, secrets, rotation, dead disks and terminals.
 mod logs;
+// Health and metrics.
+mod ops;
 // SIGHUP, good and bad files.
 mod reload;
 // Drain, second signal, log files.
 mod signals;
+// Start, exit codes, ports.
+mod startup;
 // Requests that are no proper HTTP, and smuggling.
 mod strict;
