@@ -30,6 +30,8 @@ mod dialects;
 mod faults;
 // Clients that mean harm: slow, many, endless.
 mod hostile;
+// Every limit, at it and one past it.
+mod limits;
 // Access lines, secrets, rotation, dead disks and terminals.
 mod logs;
 // Health and metrics.
@@ -42,3 +44,5 @@ mod signals;
 mod startup;
 // Requests that are no proper HTTP, and smuggling.
 mod strict;
+// Layers, marks, lists, documents in step.
+mod tidy;

@@ -5,4 +5,4 @@ pub mod faults;
 pub mod mute;
 pub mod upstream;
 
-pub use upstream::{Call, FakeUpstream, Gate, Seen, Step};
+pub use upstream::{Call, FakeUpstream, Gate, Step};
