@@ -264,13 +264,15 @@ fn install_puts_its_paths_in_and_keeps_a_configuration_that_exists() {
 
 #[test]
 fn the_pages_render_without_a_warning() {
+    if Command::new("groff").arg("--version").output().is_err() {
+        eprintln!("groff is not installed: the pages are not judged");
+        return;
+    }
     let output = Command::new("make")
         .args(["-s", "-C", env!("CARGO_MANIFEST_DIR"), "man-check"])
         .output()
         .unwrap();
     let told = [output.stdout, output.stderr].concat();
-    // Where groff is not installed there is nothing to judge with.
-    if !String::from_utf8_lossy(&told).contains("not found") {
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&told));
-    }
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&told));
+    assert_eq!(String::from_utf8_lossy(&told), "");
 }

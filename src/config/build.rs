@@ -167,9 +167,11 @@ fn state_dir(raw: &Raw, site: &Site<'_>) -> Option<PathBuf> {
         return Some(site.place(dir));
     }
     site.folder("STATE_DIRECTORY").or_else(|| {
-        let home = || site.variable("HOME").map(|home| Path::new(&home).join(".local/state"));
-        let base = site.variable("XDG_STATE_HOME").map(PathBuf::from).or_else(home)?;
-        Some(base.join("tidegate"))
+        // Relative ones are ignored, as the XDG specification has it.
+        let absolute =
+            |name: &str| site.variable(name).map(PathBuf::from).filter(|path| path.is_absolute());
+        let home = || absolute("HOME").map(|home| home.join(".local/state"));
+        Some(absolute("XDG_STATE_HOME").or_else(home)?.join("tidegate"))
     })
 }
 

@@ -1,5 +1,6 @@
 //! Which file, and reading it.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use super::fault::Faults;
@@ -20,16 +21,18 @@ pub const CONFIG_BYTES_MAX: u64 = 2 * 1024 * 1024;
 /// # Errors
 /// Everything that is wrong, at once; also when a file that was named is not there.
 pub fn load(path: Option<PathBuf>) -> Result<Loaded, Faults> {
-    load_with(path, Path::new(PATH_DEFAULT), &|name| std::env::var(name).ok())
+    let variable = std::env::var_os(PATH_VARIABLE);
+    load_with(path, variable, Path::new(PATH_DEFAULT), &|name| std::env::var(name).ok())
 }
 
 fn load_with(
     path: Option<PathBuf>,
+    variable: Option<OsString>,
     default: &Path,
     env: &dyn Fn(&str) -> Option<String>,
 ) -> Result<Loaded, Faults> {
-    let variable = || env(PATH_VARIABLE).filter(|path| !path.is_empty()).map(PathBuf::from);
-    match path.or_else(variable) {
+    let variable = variable.filter(|path| !path.is_empty()).map(PathBuf::from);
+    match path.or(variable) {
         Some(path) => read(&path, env),
         // Only a file that is not there means the defaults: one that cannot be read is a fault.
         None => match std::fs::symlink_metadata(default) {
@@ -71,20 +74,20 @@ mod tests {
         };
         let (option, variable) = (write("option.toml", 1), write("variable.toml", 2));
         let default = file("default.toml");
-        let env = |name: &str| (name == PATH_VARIABLE).then(|| variable.display().to_string());
+        let variable = || Some(variable.clone().into_os_string());
         let queue = |loaded: Result<Loaded, Faults>| loaded.unwrap().config.server.queue_max;
-        assert_eq!(queue(load_with(None, &default, &no_env)), 512);
+        assert_eq!(queue(load_with(None, None, &default, &no_env)), 512);
         write("default.toml", 3);
-        assert_eq!(queue(load_with(None, &default, &no_env)), 3);
-        assert_eq!(queue(load_with(None, &default, &env)), 2);
-        assert_eq!(queue(load_with(None, &default, &|_| Some(String::new()))), 3);
-        assert_eq!(queue(load_with(Some(option.clone()), &default, &env)), 1);
-        let loaded = load_with(Some(option.clone()), &default, &env).unwrap();
+        assert_eq!(queue(load_with(None, None, &default, &no_env)), 3);
+        assert_eq!(queue(load_with(None, variable(), &default, &no_env)), 2);
+        assert_eq!(queue(load_with(None, Some(OsString::new()), &default, &no_env)), 3);
+        assert_eq!(queue(load_with(Some(option.clone()), variable(), &default, &no_env)), 1);
+        let loaded = load_with(Some(option.clone()), variable(), &default, &no_env).unwrap();
         assert_eq!(loaded.config.path, Some(option));
         // A link to nowhere is a file that was meant to be there.
         fs::remove_file(&default).unwrap();
         symlink(file("nowhere"), &default).unwrap();
-        let faults = load_with(None, &default, &no_env).unwrap_err();
+        let faults = load_with(None, None, &default, &no_env).unwrap_err();
         assert!(faults.to_string().contains("no such file"), "{faults}");
     }
 
@@ -92,7 +95,8 @@ mod tests {
     fn a_file_that_is_none_is_refused() {
         let folder = tempfile::tempdir().unwrap();
         let check = |path: &Path, why: &str| {
-            let faults = load_with(Some(path.to_owned()), path, &no_env).unwrap_err().to_string();
+            let faults =
+                load_with(Some(path.to_owned()), None, path, &no_env).unwrap_err().to_string();
             assert!(faults.contains(why), "{faults}");
         };
         check(folder.path(), "not a regular file");
@@ -103,6 +107,6 @@ mod tests {
         fs::write(&file, "#".repeat(large)).unwrap();
         check(&file, "larger than 2MiB");
         fs::write(&file, "#".repeat(large - 1)).unwrap();
-        assert!(load_with(Some(file), folder.path(), &no_env).is_ok());
+        assert!(load_with(Some(file), None, folder.path(), &no_env).is_ok());
     }
 }

@@ -52,7 +52,9 @@ pub struct Server {
     pub early_head: Duration,
     pub request_timeout: Duration,
     pub drain_timeout: Duration,
+    /// In lower case: `host`, any port, or `host:port`; IPv6 addresses in brackets.
     pub allowed_hosts: Vec<String>,
+    /// In lower case, as a browser writes them: `scheme://host[:port]`.
     pub allowed_origins: Vec<String>,
     /// Addresses of proxies in front, exempt from the cap per address like loopback.
     pub trusted_proxies: Vec<std::net::IpAddr>,

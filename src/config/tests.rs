@@ -7,6 +7,19 @@ use proptest::prelude::*;
 use super::settings::UpstreamKind;
 use super::*;
 
+const EVERYTHING: &str = include_str!("../../tests/configs/good_everything.toml");
+
+fn cloud_key(name: &str) -> Option<String> {
+    (name == "CLOUD_KEY").then(|| "sk-test".to_owned())
+}
+
+/// Digests are masked when printed; an open gateway on loopback stands in.
+fn without_keys(printed: &str) -> String {
+    let (before, rest) = printed.split_once("[[key]]").unwrap_or((printed, ""));
+    let after = rest.find("[[upstream]]").map_or("", |at| &rest[at..]);
+    format!("{before}{after}").replace("[::]:", "[::1]:")
+}
+
 fn no_env(_: &str) -> Option<String> {
     None
 }
@@ -149,8 +162,24 @@ proptest! {
     }
 
     #[test]
-    fn no_damage_to_a_good_file_makes_it_panic(at in 0..TWO.len(), cut in 0..40_usize, put in "[\\[\\]\"={}.a0\n]{0,6}") {
-        let end = (at + cut).min(TWO.len());
-        let _ = parse(&format!("{}{put}{}", &TWO[..at], &TWO[end..]), None, &no_env);
+    fn damage_to_a_good_file_is_told_as_faults_of_the_file(
+        at in 0..EVERYTHING.len(), cut in 0..40_usize, put in "[\\[\\]\"={}.,a0\n-]{0,6}",
+    ) {
+        let end = (at + cut).min(EVERYTHING.len());
+        let text = format!("{}{put}{}", &EVERYTHING[..at], &EVERYTHING[end..]);
+        match parse(&text, None, &cloud_key) {
+            Ok(loaded) => {
+                let again = parse(&without_keys(&loaded.print()), None, &cloud_key).unwrap();
+                prop_assert_eq!(loaded.config.models, again.config.models);
+                prop_assert_eq!(loaded.config.server.request_timeout, again.config.server.request_timeout);
+            }
+            Err(faults) => {
+                prop_assert!(!faults.faults.is_empty());
+                for fault in &faults.faults {
+                    prop_assert!(!fault.text.contains("cannot be read:"), "{}", fault);
+                    prop_assert!(fault.line.is_some(), "{}", fault);
+                }
+            }
+        }
     }
 }
