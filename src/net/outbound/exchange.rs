@@ -54,6 +54,8 @@ pub struct Exchange {
     /// What was read and not used yet.
     unread: Range<usize>,
     scanned: usize,
+    /// Interim answers so far.
+    interim: u32,
     /// The last read took all that fitted: there may be more without a wait.
     more: bool,
     method: Method,
@@ -83,6 +85,7 @@ impl Exchange {
             buffer: shared.buffer(),
             unread: 0..0,
             scanned: 0,
+            interim: 0,
             more: false,
             method: request.method,
             reused,
@@ -130,28 +133,62 @@ impl Exchange {
                         return Ok(());
                     }
                 }
-                // The server may have answered before it closed.
-                Err(error) => match self.early_answer() {
-                    Ok(true) => return Ok(()),
-                    Ok(false) => return Err(self.lost(Some(error))),
-                    Err(lost) => return Err(lost),
+                // The server may have answered before it closed. What it sent is still here, and
+                // behind it the end: reading does not wait.
+                Err(error) => loop {
+                    let before = self.unread.end;
+                    if self.early_answer()? {
+                        return Ok(());
+                    }
+                    if self.unread.end == before {
+                        return Err(self.lost(Some(error)));
+                    }
                 },
             }
         }
     }
 
-    /// Whether bytes of the answer are there already.
+    /// Reads what is there of the answer; whether that ends the sending. Interim answers do not.
     fn early_answer(&mut self) -> Result<bool> {
         let Some(stream) = &mut self.stream else { return Ok(false) };
-        match stream.read(&mut self.buffer) {
-            Ok(0) => Err(self.lost(None)),
+        match stream.read(&mut self.buffer[self.unread.end..]) {
+            // A part of a head came before: `head` finds that it was cut.
+            Ok(0) if !self.unread.is_empty() => return Ok(true),
+            Ok(0) => return Err(self.lost(None)),
             Ok(bytes) => {
-                self.unread = 0..bytes;
+                self.unread.end += bytes;
                 self.answered = true;
-                Ok(true)
             }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
-            Err(error) => Err(self.lost(Some(error))),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
+            Err(error) => return Err(self.lost(Some(error))),
+        }
+        // A fault in it is the answer too, and so is a head that fills the buffer; `head` sees to them.
+        let decided = match self.next_head() {
+            Ok(head) => head.is_some() || self.unread.end == self.buffer.len(),
+            Err(_) => true,
+        };
+        Ok(decided)
+    }
+
+    /// The head of the answer, if it is here, behind interim ones, which are used up. It is left
+    /// unread.
+    fn next_head(&mut self) -> Result<Option<(ResponseHead, usize)>> {
+        loop {
+            let unread = &self.buffer[self.unread.clone()];
+            let found = response_head(unread, &mut self.scanned, HEAD_BYTES_MAX, self.method)
+                .map_err(|error| self.malformed(error))?;
+            match found {
+                Some((head, used)) if matches!(head.status, 100 | 102..=199) => {
+                    if self.interim == INTERIM_MAX {
+                        let what = "interim answers without end";
+                        return Err(self.malformed(Error::new(Kind::UpstreamMalformed, what)));
+                    }
+                    self.interim += 1;
+                    self.unread.start += used;
+                    self.scanned = 0;
+                }
+                found => return Ok(found),
+            }
         }
     }
 
@@ -163,29 +200,18 @@ impl Exchange {
     /// # Errors
     /// `UpstreamTimeout`, `UpstreamCut`, `UpstreamMalformed`, `ClientGone`, `Draining`.
     pub fn head(&mut self, watch: &Watch<'_>) -> Result<&ResponseHead> {
-        let mut interim = 0;
         while self.head.is_none() {
-            let unread = &self.buffer[self.unread.clone()];
-            let found = response_head(unread, &mut self.scanned, HEAD_BYTES_MAX, self.method)
-                .map_err(|error| self.malformed(error))?;
-            let Some((head, used)) = found else {
-                self.make_room();
-                if self.fill(watch)? == 0 {
-                    return Err(self.lost(None));
-                }
-                continue;
-            };
-            self.unread.start += used;
-            self.scanned = 0;
-            match head.status {
-                100 | 102..=199 if interim == INTERIM_MAX => {
-                    let what = Error::new(Kind::UpstreamMalformed, "interim answers without end");
-                    return Err(self.malformed(what));
-                }
-                100 | 102..=199 => interim += 1,
-                _ => {
+            match self.next_head()? {
+                Some((head, used)) => {
+                    self.unread.start += used;
                     self.decoder = BodyDecoder::of_answer(head.body);
                     self.head = Some(head);
+                }
+                None => {
+                    self.make_room();
+                    if self.fill(watch)? == 0 {
+                        return Err(self.lost(None));
+                    }
                 }
             }
         }

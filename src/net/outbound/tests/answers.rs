@@ -106,6 +106,23 @@ fn a_refusal_that_comes_before_the_end_of_the_request_is_the_answer() {
 }
 
 #[test]
+fn an_interim_answer_does_not_end_the_sending_of_a_request() {
+    // More than the buffers between the two hold, so that it is seen while sending.
+    const BYTES: usize = 32 << 20;
+    let address = serve(|mut peer, _| {
+        peer.head();
+        peer.drip("HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 102 Processing\r\n\r\n");
+        peer.drip("HTTP/1.1 102 Processing\r\n\r\nHTTP/1.1 200 OK\r\n");
+        let length = peer.rest(BYTES);
+        peer.send(format!("content-length: 7\r\n\r\n{length}"));
+    });
+    let fixture = Fixture::to(address);
+    let answer = fixture.call(&vec![b'x'; BYTES]).unwrap();
+    assert_eq!(answer, (200, b"33554432".to_vec()));
+    assert_eq!(fixture.pool.idle(), 1);
+}
+
+#[test]
 fn each_chunk_is_handed_on_when_it_comes() {
     let (go, gate) = crossbeam_channel::bounded::<()>(0);
     let address = serve(move |mut peer, _| {

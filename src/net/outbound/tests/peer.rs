@@ -43,6 +43,12 @@ impl<S: Read + Write> Peer<S> {
         }
     }
 
+    /// Reads this many bytes, or fewer when the other side closes; says how many.
+    pub(super) fn rest(&mut self, length: usize) -> usize {
+        while self.ahead.len() < length && self.more().is_some() {}
+        self.ahead.drain(..length.min(self.ahead.len())).len()
+    }
+
     fn more(&mut self) -> Option<()> {
         let mut bytes = [0; 4096];
         let count = self.stream.read(&mut bytes).ok().filter(|count| *count > 0)?;
