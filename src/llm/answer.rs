@@ -273,3 +273,6 @@ fn sentence(value: &Value, depth: u32) -> Option<String> {
         _ => None,
     }
 }
+
+#[cfg(test)]
+mod tests;

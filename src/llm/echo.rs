@@ -210,3 +210,91 @@ fn vector(text: &str, dimensions: usize) -> Vec<f32> {
     let length = numbers.iter().map(|number| number * number).sum::<f32>().sqrt();
     numbers.iter().map(|number| number / length).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::llm::{Usage, whole};
+
+    fn ask(route: Route, body: &str) -> Ask {
+        Ask::parse(route, body.as_bytes().to_vec()).unwrap()
+    }
+
+    fn pieces(text: &str) -> Vec<&str> {
+        let mut rest = text;
+        let mut pieces = Vec::new();
+        while !rest.is_empty() {
+            let piece = word(rest);
+            pieces.push(piece);
+            rest = &rest[piece.len()..];
+        }
+        pieces
+    }
+
+    #[test]
+    fn words_make_the_text_again() {
+        assert_eq!(pieces("a  bc\n d"), ["a  ", "bc\n ", "d"]);
+        assert_eq!(pieces(" a "), [" a "]);
+        assert_eq!(pieces("  "), ["  "]);
+        let long = "é".repeat(WORD_BYTES_MAX);
+        assert_eq!(pieces(&long).concat(), long);
+        assert!(pieces(&long).iter().all(|piece| piece.len() <= WORD_BYTES_MAX));
+    }
+
+    #[test]
+    fn the_last_message_of_the_user_is_said_back() {
+        let said = |route, body: &str| {
+            let ask = ask(route, body);
+            let echo = Echo::new(&ask);
+            let (out, usage) = whole(&echo.reply, &ask, echo.dialect(), &echo.whole()).unwrap();
+            let out: Value = serde_json::from_slice(&out).unwrap();
+            let text =
+                ["/choices/0/message/content", "/choices/0/text", "/message/content", "/response"];
+            let text = text.iter().find_map(|at| out.pointer(at)).unwrap();
+            (text.as_str().unwrap().to_owned(), usage.unwrap())
+        };
+        let two = Usage { input: 2, output: 2, estimated: false };
+        let chat = r#"{"model":"m","messages":[{"role":"user","content":"no"},{"role":"user","content":"a b"},{"role":"assistant","content":"no"}],"stream":false}"#;
+        assert_eq!(said(Route::ChatCompletions, chat), ("a b".to_owned(), two));
+        assert_eq!(said(Route::OllamaChat, chat), ("a b".to_owned(), two));
+        let parts = r#"{"model":"m","messages":[{"role":"user","content":[{"type":"text","text":"a"},{"type":"image_url"},{"type":"text","text":"b"}]}]}"#;
+        assert_eq!(said(Route::ChatCompletions, parts), ("a\nb".to_owned(), two));
+        let prompt = r#"{"model":"m","prompt":"a b","stream":false}"#;
+        assert_eq!(said(Route::Completions, prompt), ("a b".to_owned(), two));
+        assert_eq!(said(Route::OllamaGenerate, prompt), ("a b".to_owned(), two));
+        let nothing = r#"{"model":"m","stream":false}"#;
+        assert_eq!(said(Route::OllamaGenerate, nothing), (String::new(), Usage::default()));
+    }
+
+    #[test]
+    fn vectors_follow_from_the_text_and_have_length_one() {
+        let answer = |route, body: &str| -> Value {
+            serde_json::from_slice(&Echo::new(&ask(route, body)).whole()).unwrap()
+        };
+        let ollama = answer(Route::OllamaEmbed, r#"{"model":"m","input":["a","b","a"]}"#);
+        let vectors = ollama["embeddings"].as_array().unwrap();
+        assert_eq!(vectors.len(), 3);
+        assert_eq!(vectors[0], vectors[2]);
+        assert_ne!(vectors[0], vectors[1]);
+        let numbers: Vec<f64> =
+            vectors[0].as_array().unwrap().iter().map(|n| n.as_f64().unwrap()).collect();
+        assert_eq!(numbers.len(), VECTOR_LENGTH);
+        assert!((numbers.iter().map(|n| n * n).sum::<f64>() - 1.0).abs() < 1e-5);
+        let older = answer(Route::OllamaEmbeddings, r#"{"model":"m","prompt":"a"}"#);
+        assert_eq!(older["embedding"], vectors[0]);
+        let openai = answer(Route::OpenAiEmbeddings, r#"{"model":"m","input":"a"}"#);
+        assert_eq!(openai["data"][0]["embedding"], vectors[0]);
+        let coded = answer(
+            Route::OpenAiEmbeddings,
+            r#"{"model":"m","input":"a","encoding_format":"base64"}"#,
+        );
+        assert_eq!(
+            coded["data"][0]["embedding"].as_str().unwrap(),
+            embeddings::encode(&vector("a", 64))
+        );
+        let short =
+            answer(Route::OpenAiEmbeddings, r#"{"model":"m","input":[1,2],"dimensions":8}"#);
+        assert_eq!(short["data"][0]["embedding"].as_array().unwrap().len(), 8);
+        assert_eq!(short["data"].as_array().unwrap().len(), 1);
+    }
+}

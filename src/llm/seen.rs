@@ -470,22 +470,16 @@ pub(super) fn printable(text: &str, bytes_max: usize) -> String {
         if word.is_empty() {
             continue;
         }
-        let gap = usize::from(!line.is_empty());
-        if line.len() + gap + word.len() > bytes_max {
-            let room = bytes_max.saturating_sub(line.len() + gap + '…'.len_utf8());
-            if gap == 1 && room > 0 {
-                line.push(' ');
-            }
-            line.push_str(clip(word, room));
-            if line.len() + '…'.len_utf8() <= bytes_max {
-                line.push('…');
-            }
-            break;
-        }
-        if gap == 1 {
+        if !line.is_empty() {
             line.push(' ');
         }
-        line.push_str(word);
+        line.push_str(clip(word, bytes_max + 1));
+        if line.len() > bytes_max {
+            let kept = clip(&line, bytes_max.saturating_sub('…'.len_utf8())).trim_end().len();
+            line.truncate(kept);
+            line.push('…');
+            break;
+        }
     }
     line
 }

@@ -58,7 +58,7 @@ pub(super) fn request(
         // The syntax was checked: what is left is a number that no computer holds.
         Error::new(Kind::InvalidJson, format!("body: {error}; send numbers that fit 64 bits"))
     })?;
-    let mut given = Given { map };
+    let mut given = Given { map, within: String::new() };
     given.take("model");
     given.take("stream");
     given.take("stream_options");
@@ -84,9 +84,11 @@ pub(super) fn request(
     Ok(Outgoing { path, body: Value::Object(whole).to_string().into_bytes() })
 }
 
-/// The members of a request that have not been dealt with yet.
+/// The members of an object of a request that have not been dealt with yet.
 struct Given {
     map: Map<String, Value>,
+    /// Where the object stands, for errors: `""` or `"messages[3]."`.
+    within: String,
 }
 
 impl Given {
@@ -110,9 +112,19 @@ impl Given {
         says_nothing: impl Fn(&Value) -> bool,
     ) -> Result<()> {
         match self.take(name) {
-            Some(value) if !says_nothing(&value) => Err(unsupported(name, why)),
+            Some(value) if !says_nothing(&value) => Err(self.unsupported(name, why)),
             _ => Ok(()),
         }
+    }
+
+    /// The error for a member that is not what it should be.
+    fn wrong(&self, name: &str, why: &str) -> Error {
+        field(&format!("{}{name}", self.within), why)
+    }
+
+    /// The error for a member that the other dialect cannot say.
+    fn unsupported(&self, name: &str, why: &str) -> Error {
+        unsupported(&format!("{}{name}", self.within), why)
     }
 
     /// Takes a string out.
@@ -120,7 +132,7 @@ impl Given {
         match self.take(name) {
             None => Ok(None),
             Some(Value::String(text)) => Ok(Some(text)),
-            Some(_) => Err(field(name, "send a string")),
+            Some(_) => Err(self.wrong(name, "send a string")),
         }
     }
 
@@ -129,7 +141,7 @@ impl Given {
         match self.take(name) {
             None => Ok(Vec::new()),
             Some(Value::Array(items)) => Ok(items),
-            Some(_) => Err(field(name, "send an array")),
+            Some(_) => Err(self.wrong(name, "send an array")),
         }
     }
 
@@ -138,7 +150,7 @@ impl Given {
         match self.take(name) {
             None => Ok(Map::new()),
             Some(Value::Object(members)) => Ok(members),
-            Some(_) => Err(field(name, "send an object")),
+            Some(_) => Err(self.wrong(name, "send an object")),
         }
     }
 
@@ -147,6 +159,14 @@ impl Given {
         if let Some(value) = self.take(name) {
             to.insert(as_name.to_owned(), value);
         }
+    }
+}
+
+/// The members of a message.
+fn message(value: Value, index: usize) -> Result<Given> {
+    match value {
+        Value::Object(map) => Ok(Given { map, within: format!("messages[{index}].") }),
+        _ => Err(field(&format!("messages[{index}]"), "send an object")),
     }
 }
 
@@ -164,8 +184,7 @@ fn empty(value: &Value) -> bool {
 
 /// The error for what the other dialect cannot say.
 fn unsupported(name: &str, why: &str) -> Error {
-    let why = format!("{name}: {why}");
-    Error::new(Kind::Unsupported, why)
+    Error::new(Kind::Unsupported, format!("{name}: {why}"))
 }
 
 #[cfg(test)]

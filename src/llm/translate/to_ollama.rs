@@ -201,10 +201,7 @@ fn messages(list: Vec<Value>) -> Result<Vec<Value>> {
     let mut messages = Vec::with_capacity(list.len());
     for (index, message) in list.into_iter().enumerate() {
         let at = |member: &str| format!("messages[{index}].{member}");
-        let Value::Object(map) = message else {
-            return Err(field(&format!("messages[{index}]"), "send an object"));
-        };
-        let mut given = Given { map };
+        let mut given = super::message(message, index)?;
         let mut message = Map::new();
         let role = match given.text("role")?.as_deref() {
             Some("developer") => "system".to_owned(),

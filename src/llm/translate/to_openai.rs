@@ -155,7 +155,8 @@ fn chat(given: &mut Given, body: &mut Map<String, Value>) -> Result<()> {
 
 /// What comes from `options`.
 fn sampling(given: &mut Given, body: &mut Map<String, Value>) -> Result<()> {
-    let mut options = Given { map: given.object("options")? };
+    let map = given.object("options")?;
+    let mut options = Given { map, within: "options.".to_owned() };
     for name in OPTIONS {
         options.carry(name, body, name);
     }
@@ -174,10 +175,7 @@ fn messages(list: Vec<Value>) -> Result<Vec<Value>> {
     let mut messages = Vec::with_capacity(list.len());
     for (index, message) in list.into_iter().enumerate() {
         let at = |member: &str| format!("messages[{index}].{member}");
-        let Value::Object(map) = message else {
-            return Err(field(&format!("messages[{index}]"), "send an object"));
-        };
-        let mut given = Given { map };
+        let mut given = super::message(message, index)?;
         let Some(role) = given.text("role")? else {
             return Err(field(&at("role"), "is missing; send \"user\" or another role"));
         };
