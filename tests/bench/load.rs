@@ -209,7 +209,10 @@ impl Load {
         connection.busy = true;
         connection.asked = clock::now();
         // A request is far smaller than an empty socket buffer.
-        let written = connection.socket.write(&self.request)?;
+        let written = connection
+            .socket
+            .write(&self.request)
+            .map_err(|err| format!("write to {}: {err}", self.to))?;
         if written < self.request.len() {
             return fail(format!("only {written} bytes of a request fit into an idle connection"));
         }
@@ -226,7 +229,7 @@ impl Load {
                 Ok(count) => count,
                 Err(err) if err.kind() == ErrorKind::WouldBlock => return Ok(false),
                 Err(err) if err.kind() == ErrorKind::Interrupted => continue,
-                Err(err) => return Err(err.into()),
+                Err(err) => return fail(format!("read from {}: {err}", self.to)),
             };
             let now = clock::now();
             sample.reads += 1;

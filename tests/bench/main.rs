@@ -63,7 +63,7 @@ struct Arguments {
     /// Only the measurements whose name holds this text: whole, stream, paced, start
     #[arg(long)]
     only: Option<String>,
-    /// Add 10,000 streams at once
+    /// Add 10,000 streams at once, or as many as the limit of open files allows
     #[arg(long)]
     many: bool,
     /// Worker processes of nginx
@@ -78,9 +78,9 @@ struct Arguments {
     /// The tidegate program to measure; the one just built unless given
     #[arg(long, default_value = env!("CARGO_BIN_EXE_tidegate"))]
     tidegate: String,
-    /// Given by cargo; without it nothing is measured, so that `cargo test` passes by
-    #[arg(long, hide = true)]
-    bench: bool,
+    /// Given by cargo
+    #[arg(long = "bench", hide = true)]
+    _bench: bool,
 }
 
 /// What holds for the whole run.
@@ -143,6 +143,15 @@ fn main() -> ExitCode {
     let result = match role {
         Some("mock") => fronts::run_mock(&arguments[2..]).map(|()| true),
         Some("bound") => fronts::run_bound(&arguments[2..]).map(|()| true),
+        // Without the flag that `cargo bench` gives, nothing is measured: `cargo test` passes by,
+        // whatever it was given for the tests.
+        _ if !arguments
+            .iter()
+            .any(|argument| ["--bench", "--help", "-h"].contains(&argument.as_str())) =>
+        {
+            note("bench: nothing measured; run `make bench`, or `cargo bench --bench proxy`");
+            Ok(true)
+        }
         _ => run(&Arguments::parse()),
     };
     match result {
@@ -157,10 +166,6 @@ fn main() -> ExitCode {
 
 /// Runs the whole bench; false when a front had to be left out.
 fn run(arguments: &Arguments) -> Outcome<bool> {
-    if !arguments.bench {
-        note("bench: nothing measured; run `make bench`, or `cargo bench --bench proxy`");
-        return Ok(true);
-    }
     if let Some(name) =
         arguments.fronts.iter().find(|name| !["nginx", "tidegate"].contains(&name.as_str()))
     {
@@ -177,8 +182,8 @@ fn run(arguments: &Arguments) -> Outcome<bool> {
     }
     let watch = Watch { stop, end: clock::now() + TIME_MAX };
     let root = tempfile::Builder::new().prefix("tidegate-bench-").tempdir()?;
-    let streams_max = if arguments.many { plan::STREAMS_MANY } else { plan::STREAMS };
-    let files = raise_files(4 * streams_max as u64 + 1024);
+    let files = raise_files(4 * plan::STREAMS_MANY as u64);
+    let streams_max = if arguments.many { plan::streams_many(files) } else { plan::STREAMS };
     let setup = Setup {
         nginx_workers: arguments.nginx_workers.clamp(1, 64),
         access_log: arguments.access_log,
@@ -195,7 +200,7 @@ fn run(arguments: &Arguments) -> Outcome<bool> {
         })
         .collect();
     let scale = plan::Scale::new(arguments.quick, arguments.rounds, arguments.many);
-    let results = plan::run(&setup, &wanted, &scale, arguments.only.as_deref(), files, &watch)?;
+    let results = plan::run(&setup, &wanted, &scale, arguments.only.as_deref(), &watch)?;
     let text = if arguments.json {
         report::json(&results, &scale, &setup)
     } else {
@@ -212,7 +217,7 @@ pub fn note(text: &str) {
     let _ = writeln!(std::io::stderr().lock(), "{text}");
 }
 
-/// Raises the limit of open files for us and, by inheritance, for all fronts; gives what it is.
+/// Raises the limit of open files, of us and, by inheritance, for all fronts; gives what it is.
 fn raise_files(wanted: u64) -> u64 {
     let limit = getrlimit(Resource::Nofile);
     let hard = limit.maximum.unwrap_or(u64::MAX);

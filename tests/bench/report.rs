@@ -7,7 +7,7 @@ use serde_json::json;
 use crate::account::Foreign;
 use crate::fronts::Name;
 use crate::place::Place::{self, Apart, Free, Together};
-use crate::plan::{CONNECTIONS, Results, Row, STREAMS, STREAMS_MANY, Scale};
+use crate::plan::{CONNECTIONS, Results, Row, STREAMS, Scale};
 use crate::stats::median;
 use crate::{Setup, version};
 
@@ -75,7 +75,7 @@ fn at(place: Place) -> &'static str {
     }
 }
 
-fn words(row: Row) -> String {
+fn words(row: Row, setup: &Setup) -> String {
     match row {
         Row::WholeBusyCpu => format!("CPU per whole chat answer, {CONNECTIONS} connections"),
         Row::WholeOneCpu(place) => format!("CPU per whole chat answer, 1 connection{}", at(place)),
@@ -97,7 +97,9 @@ fn words(row: Row) -> String {
         Row::PacedProportional => "the same: PSS peak (shared pages once)".to_owned(),
         Row::PacedThreads => "the same: threads".to_owned(),
         Row::PacedGap99 => "the same: gap between chunks p99".to_owned(),
-        Row::ManyCpu => format!("{STREAMS_MANY} streams, 20 chunks, one every 500 ms: CPU each"),
+        Row::ManyCpu => {
+            format!("{} streams, 20 chunks, one every 500 ms: CPU each", setup.streams_max)
+        }
         Row::ManyResident => "the same: RSS peak".to_owned(),
         Row::IdleResident => "idle RSS".to_owned(),
         Row::IdleProportional => "idle PSS (shared pages once)".to_owned(),
@@ -204,7 +206,7 @@ pub fn table(results: &Results, scale: &Scale, setup: &Setup) -> String {
         let _ = writeln!(
             text,
             "| {} | {} | {} | {} | {} | {} | {} |",
-            words(row),
+            words(row, setup),
             cell(results, row, Name::Direct, unit),
             cell(results, row, Name::Nginx, unit),
             cell(results, row, Name::Tidegate, unit),
@@ -297,7 +299,7 @@ pub fn json(results: &Results, scale: &Scale, setup: &Setup) -> String {
     for ((row, name), figures) in &results.figures {
         let entry = rows
             .entry(format!("{row:?}"))
-            .or_insert_with(|| json!({ "what": words(*row), "fronts": {} }));
+            .or_insert_with(|| json!({ "what": words(*row, setup), "fronts": {} }));
         entry["fronts"][name.as_str()] = json!({ "median": median(figures), "rounds": figures });
     }
     let mut verdicts = serde_json::Map::new();
