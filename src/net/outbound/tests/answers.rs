@@ -114,7 +114,7 @@ fn an_interim_answer_does_not_end_the_sending_of_a_request() {
         peer.drip("HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 102 Processing\r\n\r\n");
         peer.drip("HTTP/1.1 102 Processing\r\n\r\nHTTP/1.1 200 OK\r\n");
         let length = peer.rest(BYTES);
-        peer.send(format!("content-length: 7\r\n\r\n{length}"));
+        peer.send(format!("content-length: 8\r\n\r\n{length}"));
     });
     let fixture = Fixture::to(address);
     let answer = fixture.call(&vec![b'x'; BYTES]).unwrap();
