@@ -4,13 +4,13 @@
 //! The map, top to bottom; a module uses only modules below it (`tests/tidy.rs` holds this).
 //! `ARCHITECTURE.md` says why each room is where it is.
 
-pub mod base;
 pub mod cli;
-pub mod config;
 pub mod daemon;
+pub mod ops;
 pub mod gateway;
 pub mod llm;
-pub mod net;
-pub mod observe;
-pub mod ops;
 pub mod upstream;
+pub mod observe;
+pub mod config;
+pub mod net;
+pub mod base;
