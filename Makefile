@@ -41,8 +41,9 @@ man-check:
 	done
 	@if command -v mandoc >/dev/null; then mandoc -Tlint -W warning man/*.[1-9]; fi
 
+# Options by BENCH, for example BENCH='--quick' or BENCH=--help.
 bench:
-	$(CARGO) bench --locked
+	$(CARGO) bench --locked --bench proxy -- $(BENCH)
 
 fuzz:
 	@cd fuzz && for target in $$($(CARGO) +nightly fuzz list); do \
