@@ -24,7 +24,7 @@ use std::path::PathBuf;
 pub use control::Control;
 pub use exchange::{Begin, Exchange, Outgoing};
 pub use pause::pause;
-pub use pool::Pool;
+pub use pool::{IDLE_AGE_MAX, Pool};
 pub use resolve::Resolver;
 pub use wait::Watch;
 

@@ -57,7 +57,8 @@ impl Lookup for System {
     }
 }
 
-type Addresses = Arc<[IpAddr]>;
+/// The addresses of a name, best first.
+pub type Addresses = Arc<[IpAddr]>;
 /// The reason of a failure; shared, since all who wait get it.
 type Answer = Result<Addresses, Arc<str>>;
 
