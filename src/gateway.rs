@@ -97,6 +97,20 @@ impl Gateway {
             }
             Some(Route::Root) => Ok(Response::text(200, "Ollama is running")),
             Some(Route::Version) => Ok(Response::json(200, r#"{"version":"0.9.0"}"#)),
+            Some(Route::Models) => {
+                let model = |name: &str| serde_json::json!({"id": name, "object": "model", "created": 0, "owned_by": "tidegate"});
+                let data: Vec<_> = state
+                    .config
+                    .models
+                    .iter()
+                    .map(|m| model(&m.name))
+                    .chain([model("echo")])
+                    .collect();
+                Ok(Response::json(
+                    200,
+                    serde_json::json!({"object": "list", "data": data}).to_string(),
+                ))
+            }
             _ => Err(Error::new(Kind::NotFound, "no such path")),
         }
     }
@@ -148,6 +162,9 @@ impl Service for Gateway {
         let mut record = Record::of_head(head, *peer, id, &self.metrics);
         record.failed(error);
         record.finish(response.status, response.body.len() as u64);
-        response
+        match head {
+            Some(head) => self.state.load().readable(&head.headers, response),
+            None => response,
+        }
     }
 }

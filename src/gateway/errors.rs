@@ -8,9 +8,9 @@ use crate::net::http::Response;
 
 /// The dialect that a path speaks; `None` for paths of neither.
 pub fn dialect_of(path: &str) -> Option<Dialect> {
-    if path.starts_with("/v1/") || path == "/v1" {
+    if path.starts_with("/v1/") {
         Some(Dialect::OpenAi)
-    } else if path.starts_with("/api/") || path == "/api" {
+    } else if path.starts_with("/api/") {
         Some(Dialect::Ollama)
     } else {
         None

@@ -21,12 +21,15 @@ use super::record::Record;
 use super::state::State;
 use super::{browser, errors, routes};
 
+/// Whom to ask, in order.
+type Chain = Vec<(Arc<Link>, Target)>;
+
 /// One model call of a client.
 pub struct Exchange {
     ask: Ask,
     reply: Reply,
     path: &'static str,
-    chain: Vec<(Arc<Link>, Target)>,
+    chain: Chain,
     /// The link that is, or will be, asked.
     at: usize,
     permit: Option<Permit>,
@@ -122,7 +125,7 @@ impl Exchange {
         request: &Request,
         state: &State,
         record: &mut Record,
-    ) -> Result<(Ask, Reply, Vec<(Arc<Link>, Target)>)> {
+    ) -> Result<(Ask, Reply, Chain)> {
         let ask = Ask::parse(route, body)?;
         record.asked(ask.model(), ask.stream());
         let Some(resolved) = state.config.resolve(ask.model()) else {
@@ -157,14 +160,14 @@ impl Exchange {
     /// Walks the chain from where it stands.
     pub fn go(mut self: Box<Self>, turn: &mut Turn<'_>) -> Step {
         // The upstream's permit first, the scarcer one; then the right to run.
-        while self.permit.is_none() {
-            match self.link_permit(turn) {
-                Ok(None) => break,
-                Ok(Some(wait)) => {
-                    self.waits_for = WaitsFor::Upstream;
-                    return Step::Wait(self, wait);
-                }
-                Err(()) => return self.failed(),
+        if self.permit.is_none() {
+            let Some((link, _)) = self.chain.get(self.at) else { return self.failed() };
+            self.permit = link.permits.try_acquire();
+            if self.permit.is_none() {
+                let permits = Arc::clone(&link.permits);
+                let deadline = self.wait_deadline(turn.waiting_timeout());
+                self.waits_for = WaitsFor::Upstream;
+                return Step::Wait(self, Wait { permits, deadline });
             }
         }
         if !turn.begin_exchange() {
@@ -209,17 +212,6 @@ impl Exchange {
                 self.busy();
             }
         }
-    }
-
-    /// A permit of the current link, or what to wait for. `Err`: there is no link left.
-    fn link_permit(&mut self, turn: &Turn<'_>) -> std::result::Result<Option<Wait>, ()> {
-        let (link, _) = self.chain.get(self.at).ok_or(())?;
-        self.permit = link.permits.try_acquire();
-        if self.permit.is_some() {
-            return Ok(None);
-        }
-        let permits = Arc::clone(&link.permits);
-        Ok(Some(Wait { permits, deadline: self.wait_deadline(turn.waiting_timeout()) }))
     }
 
     fn wait_deadline(&self, waiting_timeout: Duration) -> Instant {

@@ -14,7 +14,7 @@ use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags};
 
 use super::address::AddressLease;
-use super::http::{Method, Request};
+use super::http::{Head, Method};
 use super::intake::{InputBuffer, Intake, Refusal};
 use super::settings::{READ_BYTES, STAY};
 use crate::base::id::RequestId;
@@ -46,13 +46,18 @@ pub struct Current {
 
 impl Current {
     /// What must be known of a request to answer it.
-    pub fn of(request: &Request) -> Self {
+    pub fn of(head: &Head, id: RequestId) -> Self {
         Current {
-            id: request.id.clone(),
-            head_only: request.head.method == Method::Head,
-            http11: request.head.http11,
-            keep_alive: request.head.keep_alive,
+            id,
+            head_only: head.method == Method::Head,
+            http11: head.http11,
+            keep_alive: head.keep_alive,
         }
+    }
+
+    /// Of a request that never became one: the connection cannot go on.
+    pub fn lost(id: RequestId) -> Self {
+        Current { id, head_only: false, http11: true, keep_alive: false }
     }
 }
 

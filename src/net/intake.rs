@@ -7,7 +7,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::http::{BodyLength, Head, Request, Response};
+use super::conn::Current;
+use super::http::{BodyLength, Head, Method, Request, Response};
 use super::http1::{self, BodyDecoder};
 use super::service::{Admission, Service};
 use super::settings::{BODY_RATE_GRACE, Settings};
@@ -49,10 +50,8 @@ pub enum Advance {
 pub struct Refusal {
     /// The answer.
     pub response: Response,
-    /// The request's id, for the header.
-    pub id: RequestId,
-    /// The refused request was a `HEAD`.
-    pub head_only: bool,
+    /// How to send it. Without `keep_alive` the connection is closed after it.
+    pub current: Current,
 }
 
 /// The state of one request on its way in.
@@ -150,12 +149,18 @@ impl Intake {
     ) -> Result<Option<Advance>, Box<Refusal>> {
         let id = head.headers.get("x-request-id").and_then(RequestId::from_client);
         let id = id.unwrap_or_else(RequestId::generate);
-        let head_only = head.method == super::http::Method::Head;
-        let refuse =
-            |response: Response, id: RequestId| Box::new(Refusal { response, id, head_only });
+        let refuse = |response: Response, id: RequestId| {
+            let mut current = Current::of(&head, id);
+            // A body that nobody reads would be taken for the next request.
+            current.keep_alive &= head.body == BodyLength::None;
+            Box::new(Refusal { response, current })
+        };
         let admission = match env.service.admit(&head, &env.peer, &id) {
             Ok(admission) => admission,
-            Err(response) => return Err(refuse(*response, id)),
+            Err(response) => {
+                self.started = None;
+                return Err(refuse(*response, id));
+            }
         };
         let failed = |kind: Kind, context: String| {
             let error = Error::new(kind, context);
@@ -220,9 +225,10 @@ impl Intake {
             Some(partial) => (Some(partial.head), partial.id),
             None => (None, RequestId::generate()),
         };
-        let head_only = head.as_ref().is_some_and(|h| h.method == super::http::Method::Head);
         let response = env.service.refuse(error, head.as_ref(), &env.peer, &id);
-        Box::new(Refusal { response, id, head_only })
+        let mut current = Current::lost(id);
+        current.head_only = head.is_some_and(|head| head.method == Method::Head);
+        Box::new(Refusal { response, current })
     }
 }
 
@@ -240,7 +246,8 @@ impl Partial {
             let decoded = self.decoder.decode(input.bytes())?;
             let used = decoded.used;
             let needed = (self.body.len() + decoded.data.len()) as u64;
-            if needed > self.admission.body_max {
+            let announced = needed.saturating_add(self.decoder.announced());
+            if announced > self.admission.body_max {
                 return Err(Error::new(Kind::BodyTooLarge, too_large(self.admission.body_max)));
             }
             if needed > self.budget.amount() {

@@ -25,7 +25,6 @@ use super::intake::{Advance, Refusal};
 use super::respond;
 use super::service::{GiveUp, Job, Wait};
 use super::settings::{LINGER_BYTES_MAX, LINGER_TIMEOUT, PARK_READ_BYTES_MAX};
-use super::turn::refused;
 use super::workers::{Task, Work};
 use crate::base::clock;
 use crate::base::error::{Error, Kind};
@@ -307,7 +306,7 @@ impl Park {
             match conn.intake.advance(&mut conn.input, &env, now) {
                 Advance::Ready(request) => {
                     if let Some(mut entry) = self.remove(index) {
-                        entry.conn.current = Some(Current::of(&request));
+                        entry.conn.current = Some(Current::of(&request.head, request.id.clone()));
                         self.dispatch(entry.conn, Work::Start(request), now);
                     }
                     return;
@@ -462,9 +461,9 @@ impl Park {
     }
 
     fn refuse(&mut self, mut conn: Box<ClientConn>, refusal: Refusal, now: Instant) {
-        let Refusal { response, id, head_only } = refusal;
-        conn.current = Some(refused(id, head_only));
-        self.respond(conn, &response, false, now);
+        let Refusal { response, current } = refusal;
+        conn.current = Some(current);
+        self.respond(conn, &response, true, now);
     }
 
     fn respond(
@@ -522,6 +521,8 @@ impl Park {
         let index = self.insert(conn, State::Linger { discarded: 0, since: now });
         self.watch(index, Interest::READABLE);
         self.set_timer(index, Some(now + LINGER_TIMEOUT));
+        // It may make room for a newcomer, as an idle one may.
+        self.set_idle(index, Some(now));
         self.discard(index);
     }
 
@@ -656,7 +657,7 @@ pub fn turn_away(
     let id = RequestId::generate();
     let response = shared.service.refuse(&Error::new(kind, context), None, &peer, &id);
     let mut out = Vec::new();
-    respond::whole(&mut out, &response, &refused(id, false), false);
+    respond::whole(&mut out, &response, &Current::lost(id), false);
     let dont_wait = rustix::net::SendFlags::DONTWAIT | rustix::net::SendFlags::NOSIGNAL;
     let _ = rustix::net::send(stream, &out, dont_wait);
     let _ = stream.shutdown(std::net::Shutdown::Write);

@@ -11,7 +11,7 @@ use super::park::Purpose;
 use super::respond;
 use super::service::Step;
 use super::settings::TURNS_MAX;
-use super::turn::{Turn, refused};
+use super::turn::Turn;
 use super::workers::{Occupied, Task, Work};
 use crate::base::clock;
 use crate::base::error::{Error, Kind};
@@ -82,7 +82,7 @@ fn turn(
     scratch: &mut Scratch,
 ) -> (bool, Option<Step>) {
     if let Work::Start(request) = &work {
-        conn.current = Some(Current::of(request));
+        conn.current = Some(Current::of(&request.head, request.id.clone()));
     }
     let mut turn = Turn { shared, conn, occupied, slot: None, out: &mut scratch.out };
     let ran = catch_unwind(AssertUnwindSafe(|| match work {
@@ -164,13 +164,16 @@ fn following(
                     return Next::Done;
                 }
                 Advance::Refuse(refusal) => {
-                    conn.current = Some(refused(refusal.id.clone(), refusal.head_only));
                     conn.refusal = Some(refusal);
                     return Next::Done;
                 }
             }
         }
         if !conn.intake.idle() || shared.draining() {
+            return Next::Done;
+        }
+        // At the cap the connection must be in the parking lot, where it can make room.
+        if shared.connections.now() >= shared.connections.max() {
             return Next::Done;
         }
         if occupied.is_none() {

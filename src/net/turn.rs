@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::conn::{ClientConn, Current};
+use super::conn::ClientConn;
 use super::engine::Shared;
 use super::http::BodyLength;
 use super::http1;
@@ -210,9 +210,4 @@ fn write_all(
         conn.wait_writable(left.min(STOP_LOOK)).map_err(gone)?;
     }
     Ok(())
-}
-
-/// The reply context of a connection, or one for a request that never became whole.
-pub(super) fn refused(id: crate::base::id::RequestId, head_only: bool) -> Current {
-    Current { id, head_only, http11: true, keep_alive: false }
 }

@@ -123,10 +123,15 @@ impl Occupied {
         Occupied { shared: Arc::clone(shared) }
     }
 
-    /// The same, only when enough others are ready.
+    /// The same for a worker that only stays with a connection: when half of the ready ones are
+    /// still free then. Nobody is started for it.
     pub fn begin_if_free(shared: &Arc<Shared>) -> Option<Self> {
-        let occupied = Occupied::begin(shared);
-        (shared.workers.spare() >= shared.workers.ready).then_some(occupied)
+        let workers = &shared.workers;
+        if !workers.queue.is_empty() || workers.spare() <= workers.ready.div_ceil(2) {
+            return None;
+        }
+        workers.occupied.fetch_add(1, SeqCst);
+        Some(Occupied { shared: Arc::clone(shared) })
     }
 }
 

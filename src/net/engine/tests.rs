@@ -175,7 +175,7 @@ fn what_is_wrong_is_refused_and_the_connection_closed() {
     for (request, code) in [
         ("GET / HTTP/1.1\r\n\r\n", "bad_request"),
         ("POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 1001\r\n\r\n", "body_too_large"),
-        ("GET /no HTTP/1.1\r\nhost: x\r\n\r\n", "\r\n\r\nno"),
+        ("POST /no HTTP/1.1\r\nhost: x\r\ncontent-length: 3\r\n\r\n", "\r\n\r\nno"),
         ("GET / HTT", "request_timeout"),
         ("POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\nx", "request_timeout"),
         ("GET /panic HTTP/1.1\r\nhost: x\r\n\r\n", "internal"),

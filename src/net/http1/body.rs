@@ -116,6 +116,15 @@ impl BodyDecoder {
         Ok(Decoded { used: at, data: &[] })
     }
 
+    /// Bytes of data that are certain to follow: the rest of the chunk, or of the length.
+    pub fn announced(&self) -> u64 {
+        match self.state {
+            State::Exact(left) | State::Data(left) => left,
+            State::Extension { size, .. } | State::SizeEnd { size } => size,
+            _ => 0,
+        }
+    }
+
     /// Whether the whole body came, with its framing.
     pub fn finished(&self) -> bool {
         self.state == State::Done
