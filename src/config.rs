@@ -30,6 +30,7 @@ use serde::Deserialize;
 pub use fault::{FAULTS_MAX, Fault, Faults, Warning};
 pub use load::{CONFIG_BYTES_MAX, PATH_DEFAULT, load};
 pub use names::{ECHO, Resolved};
+pub(crate) use nearest::nearest;
 pub use settings::Config;
 
 use build::Site;

@@ -3,6 +3,7 @@
 pub mod attempt;
 pub mod auth;
 pub mod browser;
+pub mod catalog;
 pub mod errors;
 pub mod exchange;
 pub mod metrics;

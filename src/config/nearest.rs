@@ -5,7 +5,7 @@ const CHARS_MAX: usize = 64;
 
 /// The known name nearest to `name`, when it is near enough to be a slip: at most a third of its
 /// characters differ.
-pub(super) fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+pub(crate) fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let plain = |text: &str| text.to_lowercase().replace('-', "_");
     let wanted = plain(name);
     let length = wanted.chars().count();

@@ -134,7 +134,7 @@ impl Links {
 }
 
 /// Where an upstream is; `None` for `echo`.
-fn origin(settings: &Upstream) -> Option<Origin> {
+pub fn origin(settings: &Upstream) -> Option<Origin> {
     let url = settings.url.as_ref()?;
     let proxy = |proxy: &BaseUrl| ProxyAddr {
         host: proxy.host.clone(),
