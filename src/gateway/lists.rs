@@ -1,0 +1,93 @@
+//! What can be asked for, in both dialects: `/v1/models`, `/api/tags`, `/api/show`, `/api/ps`,
+//! `/api/version` and `/`. Each answer is made of what the catalog knows at once; an upstream that
+//! is away costs its own entries, never the list.
+
+mod names;
+mod ollama;
+mod openai;
+
+#[cfg(test)]
+mod tests;
+
+use crate::base::error::{Error, Kind, Result};
+use crate::config::Config;
+use crate::net::http::Response;
+
+use super::catalog::Catalog;
+
+pub use ollama::VERSION;
+
+/// `GET /v1/models`.
+///
+/// # Errors
+/// None; for the caller's sake as the others.
+pub fn models(config: &Config, catalog: &Catalog) -> Result<Response> {
+    Ok(Response::json(200, openai::models(config, catalog)))
+}
+
+/// `GET /v1/models/{id}`; `id` as it stands in the path.
+///
+/// # Errors
+/// [`Kind::ModelNotFound`]; why the upstream of `upstream/model` cannot be asked, when it was never
+/// known what it has.
+pub fn model(config: &Config, catalog: &Catalog, id: &str) -> Result<Response> {
+    let id = names::decoded(id);
+    Ok(Response::json(200, openai::model(config, catalog, &id)?))
+}
+
+/// `GET /api/tags`.
+///
+/// # Errors
+/// None.
+pub fn tags(config: &Config, catalog: &Catalog) -> Result<Response> {
+    Ok(ollama_json(ollama::tags(config, catalog)))
+}
+
+/// `POST /api/show` with this body.
+///
+/// # Errors
+/// [`Kind::InvalidJson`], [`Kind::InvalidField`], [`Kind::ModelNotFound`]; why the upstream cannot be
+/// asked, when its description was never known.
+pub fn show(config: &Config, catalog: &Catalog, body: &[u8]) -> Result<Response> {
+    Ok(ollama_json(ollama::show(config, catalog, body)?))
+}
+
+/// `GET /api/ps`.
+///
+/// # Errors
+/// None.
+pub fn ps(config: &Config, catalog: &Catalog) -> Result<Response> {
+    Ok(ollama_json(ollama::ps(config, catalog)))
+}
+
+/// `GET /api/version`.
+///
+/// # Errors
+/// None.
+pub fn version() -> Result<Response> {
+    Ok(ollama_json(format!(r#"{{"version":"{VERSION}"}}"#).into_bytes()))
+}
+
+/// `GET /`: what Ollama's clients look for to see that a server is there.
+///
+/// # Errors
+/// None.
+pub fn root() -> Result<Response> {
+    Ok(Response::text(200, "Ollama is running"))
+}
+
+/// There is no such model, and what the name may have meant.
+pub fn not_found(config: &Config, catalog: &Catalog, name: &str) -> Error {
+    let near = names::near(config, catalog, name);
+    let hint = match near.as_slice() {
+        [] => "GET /v1/models lists what there is".to_owned(),
+        near => format!("did you mean {}?", near.join(" or ")),
+    };
+    let name = names::shown(name);
+    Error::new(Kind::ModelNotFound, format!("model '{name}' not found; {hint}"))
+}
+
+/// Ollama's own content type.
+fn ollama_json(body: Vec<u8>) -> Response {
+    Response::new(200, "application/json; charset=utf-8", body)
+}
