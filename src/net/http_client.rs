@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 use ureq::unversioned::transport::{ConnectProxyConnector, Connector, TcpConnector};
 use ureq::{Agent, Proxy, ProxyProtocol};
 
-use self::connector::{Names, Tls};
+use self::connector::{Names, Relay, Tls};
 use super::outbound::{Control, Origin, Resolver, tls};
 use crate::base::error::{Error, Kind, Phase, Result};
 use crate::base::{clock, lock};
@@ -200,12 +200,14 @@ impl Client {
             (true, Some(file)) => Some(tls::only(file)?),
             (true, None) => Some(tls::platform()?),
         };
-        let proxy = match proxy {
+        if proxy.as_ref().is_some_and(|proxy| proxy.authorization.is_some()) {
+            let what = format!("upstream {name}: a proxy with a password is not supported");
+            return Err(Error::new(Kind::Internal, what));
+        }
+        // ureq would open a tunnel for plain HTTP too, which proxies refuse for most ports.
+        let relay = proxy.as_ref().filter(|_| !secure);
+        let tunnel = match proxy.as_ref().filter(|_| *secure) {
             None => None,
-            Some(proxy) if proxy.authorization.is_some() => {
-                let what = format!("upstream {name}: a proxy with a password is not supported");
-                return Err(Error::new(Kind::Internal, what));
-            }
             Some(proxy) => {
                 let made = Proxy::builder(ProxyProtocol::Http).host(&proxy.host).port(proxy.port);
                 let unusable = |error| {
@@ -217,7 +219,7 @@ impl Client {
         };
         let config = Agent::config_builder()
             .http_status_as_error(false)
-            .proxy(proxy)
+            .proxy(tunnel)
             .max_redirects(0)
             .max_redirects_will_error(false)
             .user_agent(USER_AGENT)
@@ -233,12 +235,13 @@ impl Client {
             resolver: Arc::clone(&self.resolver),
             control: Arc::clone(&self.control),
             timeout: self.site.connect_timeout,
+            instead: relay.map(|proxy| (proxy.host.clone(), proxy.port)),
         };
-        let connector =
-            ().chain(ConnectProxyConnector::default())
-                .chain(TcpConnector::default())
-                .chain(Tls { trust });
-        Ok(Agent::with_parts(config, connector, names))
+        let plain = ().chain(ConnectProxyConnector::default()).chain(TcpConnector::default());
+        Ok(match relay {
+            Some(_) => Agent::with_parts(config, plain.chain(Relay), names),
+            None => Agent::with_parts(config, plain.chain(Tls { trust }), names),
+        })
     }
 }
 

@@ -17,7 +17,7 @@ pub(in crate::net) mod tls;
 mod wait;
 
 #[cfg(test)]
-mod tests;
+pub(in crate::net) mod tests;
 
 use std::path::PathBuf;
 

@@ -29,6 +29,8 @@ pub(super) struct Names {
     pub(super) control: Arc<Control>,
     /// The longest wait for a name.
     pub(super) timeout: Duration,
+    /// The proxy to connect to in the place of whatever is asked for.
+    pub(super) instead: Option<(String, u16)>,
 }
 
 impl fmt::Debug for Names {
@@ -44,9 +46,11 @@ impl Resolve for Names {
         _: &ureq::config::Config,
         timeout: NextTimeout,
     ) -> Result<ResolvedSocketAddrs, ureq::Error> {
-        let host = uri.host().unwrap_or_default().trim_matches(['[', ']']);
         let scheme_port = if uri.scheme_str() == Some("https") { 443 } else { 80 };
-        let port = uri.port_u16().unwrap_or(scheme_port);
+        let (host, port) = match &self.instead {
+            Some((host, port)) => (host.as_str(), *port),
+            None => (bare_host(uri), uri.port_u16().unwrap_or(scheme_port)),
+        };
         let wait = (*timeout.after).min(self.timeout);
         let watch = Watch { client: None, deadline: clock::now() + wait, phase: Phase::Resolve };
         let found = self
@@ -59,6 +63,11 @@ impl Resolve for Names {
         }
         Ok(addresses)
     }
+}
+
+/// The host of an address, IPv6 without brackets.
+fn bare_host(uri: &Uri) -> &str {
+    uri.host().unwrap_or_default().trim_matches(['[', ']'])
 }
 
 /// Wraps a connection in TLS when the address asks for it.
@@ -90,8 +99,7 @@ impl<In: Transport> Connector<In> for Tls {
             return Ok(Some(Either::A(transport)));
         }
         let Some(trust) = &self.trust else { return Err(ureq::Error::TlsRequired) };
-        let host = details.uri.host().unwrap_or_default().trim_matches(['[', ']']);
-        let name = ServerName::try_from(host)
+        let name = ServerName::try_from(bare_host(details.uri))
             .map_err(|_| ureq::Error::Tls("its host is no name for a certificate"))?
             .to_owned();
         let mut conn = ClientConnection::new(Arc::clone(trust), name)
@@ -161,5 +169,74 @@ impl Transport for Secured {
 
     fn is_tls(&self) -> bool {
         true
+    }
+}
+
+/// Asks a proxy in plain HTTP: the request line names the whole address.
+#[derive(Debug)]
+pub(super) struct Relay;
+
+impl<In: Transport> Connector<In> for Relay {
+    type Out = Relayed;
+
+    fn connect(
+        &self,
+        details: &ConnectionDetails<'_>,
+        chained: Option<In>,
+    ) -> Result<Option<Self::Out>, ureq::Error> {
+        let Some(transport) = chained else { return Err(ureq::Error::ConnectionFailed) };
+        let authority = details.uri.authority().map_or("", |authority| authority.as_str());
+        let config = details.config;
+        Ok(Some(Relayed {
+            buffers: LazyBuffers::new(config.input_buffer_size(), config.output_buffer_size()),
+            sock: TransportAdapter::new(transport.boxed(), Arc::clone(&details.current_time)),
+            origin: Some(format!("http://{authority}")),
+        }))
+    }
+}
+
+/// A connection to a proxy, for one request.
+pub(super) struct Relayed {
+    buffers: LazyBuffers,
+    sock: TransportAdapter,
+    /// What goes before the path, until it is sent.
+    origin: Option<String>,
+}
+
+impl fmt::Debug for Relayed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Relayed")
+    }
+}
+
+impl Transport for Relayed {
+    fn buffers(&mut self) -> &mut dyn Buffers {
+        &mut self.buffers
+    }
+
+    fn transmit_output(&mut self, amount: usize, timeout: NextTimeout) -> Result<(), ureq::Error> {
+        self.sock.set_timeout(timeout);
+        let mut output = &self.buffers.output()[..amount];
+        if let Some(origin) = self.origin.take() {
+            // The request line is the first thing sent: method, space, path.
+            let path = output.iter().position(|b| *b == b' ').map_or(0, |space| space + 1);
+            let mut line = output[..path].to_vec();
+            line.extend_from_slice(origin.as_bytes());
+            self.sock.write_all(&line)?;
+            output = &output[path..];
+        }
+        self.sock.write_all(output)?;
+        Ok(())
+    }
+
+    fn await_input(&mut self, timeout: NextTimeout) -> Result<bool, ureq::Error> {
+        self.sock.set_timeout(timeout);
+        let amount = self.sock.read(self.buffers.input_append_buf())?;
+        self.buffers.input_appended(amount);
+        Ok(amount > 0)
+    }
+
+    fn is_open(&mut self) -> bool {
+        self.sock.get_mut().is_open()
     }
 }

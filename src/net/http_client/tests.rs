@@ -3,6 +3,7 @@ use super::*;
 use crate::base::metrics::Registry;
 use crate::net::outbound::ProxyAddr;
 use crate::net::outbound::resolve::Lookup;
+use crate::net::outbound::tests::secure::{Authority, greeter};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -171,17 +172,81 @@ fn a_name_that_hangs_ends_at_connect_timeout() {
     assert!(clock::now() - begun < SECOND * 5);
 }
 
-#[test]
-fn the_configured_proxy_is_used() {
-    let peer = Peer::start(|_: &Seen| Act::Json(407, "{}".to_owned()));
+/// A client of `models.example` behind a proxy.
+fn behind(peer: &Peer, tls: bool, port: u16) -> Client {
     let proxy = ProxyAddr { host: "127.0.0.1".to_owned(), port: peer.port(), authorization: None };
-    let origin =
-        Origin { tls: true, host: "models.example".to_owned(), proxy: Some(proxy), ..origin(443) };
-    let result = client_of(origin).get("/models", soon());
+    let host = "models.example".to_owned();
+    client_of(Origin { tls, host, proxy: Some(proxy), ..origin(port) })
+}
+
+#[test]
+fn https_goes_through_a_tunnel_of_the_configured_proxy() {
+    let peer = Peer::start(|_: &Seen| Act::Json(407, "{}".to_owned()));
+    let result = behind(&peer, true, 443).get("/models", soon());
     assert_eq!(kind(result), Kind::UpstreamConnect);
     let seen = &peer.seen()[0];
     assert_eq!((&*seen.method, &*seen.path), ("CONNECT", "models.example:443"));
     assert!(!seen.head.contains("sk-1"), "the key is not the proxy's");
+}
+
+#[test]
+fn plain_http_asks_the_configured_proxy_for_the_whole_address() {
+    let peer = Peer::start(|seen: &Seen| Act::Json(200, seen.body.clone()));
+    let answer = behind(&peer, false, 11434).post_json("/show", b"{}", soon()).unwrap();
+    assert_eq!((answer.status, answer.body), (200, b"{}".to_vec()));
+    let seen = &peer.seen()[0];
+    assert_eq!(seen.path, "http://models.example:11434/v1/show");
+    assert!(
+        seen.head.to_lowercase().contains("\r\nhost: models.example:11434\r\n"),
+        "{}",
+        seen.head
+    );
+}
+
+#[test]
+fn a_proxy_with_a_password_is_refused_and_not_left_out() {
+    let peer = Peer::start(|_: &Seen| Act::Json(200, "{}".to_owned()));
+    let mut site = behind(&peer, false, 80).site().clone();
+    site.origin.proxy.as_mut().unwrap().authorization = Some("Basic eA==".to_owned());
+    let client = Client::new(site, Arc::new(Resolver::system(&Registry::default())));
+    assert_eq!(kind(client.get("/models", soon())), Kind::Internal);
+    assert!(peer.seen().is_empty());
+}
+
+#[test]
+fn https_trusts_the_named_authority_and_no_other() {
+    let (authority, other) = (Authority::new(), Authority::new());
+    let address = greeter(&authority);
+    let ask = |host: &str, ca_file| {
+        let host = host.to_owned();
+        let client = client_of(Origin { tls: true, host, ca_file, ..origin(address.port()) });
+        client.get("/models", soon())
+    };
+    for host in ["localhost", "127.0.0.1"] {
+        let answer = ask(host, Some(authority.file())).unwrap();
+        assert_eq!((answer.status, answer.body), (200, b"hello".to_vec()), "{host}");
+    }
+    assert_eq!(kind(ask("localhost", Some(other.file()))), Kind::UpstreamConnect);
+    assert_eq!(kind(ask("localhost", None)), Kind::UpstreamConnect, "the platform knows it not");
+    let missing = Some(std::path::PathBuf::from("/nowhere/ca.pem"));
+    assert_eq!(kind(ask("localhost", missing)), Kind::Internal);
+}
+
+#[test]
+fn a_handshake_that_hangs_ends_at_connect_timeout() {
+    let authority = Authority::new();
+    let silent = Peer::start(|_: &Seen| Act::Hang);
+    let site = Site {
+        origin: Origin { tls: true, ca_file: Some(authority.file()), ..origin(silent.port()) },
+        prefix: String::new(),
+        key: None,
+        connect_timeout: Duration::from_millis(150),
+    };
+    let client = Client::new(site, Arc::new(Resolver::system(&Registry::default())));
+    let begun = clock::now();
+    let result = client.get("/models", begun + SECOND * 30);
+    assert_eq!(kind(result), Kind::UpstreamTimeout(Phase::Connect));
+    assert!(clock::now() - begun < SECOND * 5);
 }
 
 #[test]

@@ -6,7 +6,7 @@ mod names;
 mod peer;
 mod proxied;
 mod reuse;
-mod secure;
+pub(in crate::net) mod secure;
 
 use std::net::SocketAddr;
 use std::sync::Arc;

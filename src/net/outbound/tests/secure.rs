@@ -11,13 +11,13 @@ use super::*;
 type TlsStream = StreamOwned<ServerConnection, TcpStream>;
 
 /// A certificate authority of this test.
-pub(super) struct Authority {
+pub(in crate::net) struct Authority {
     issuer: CertifiedIssuer<'static, KeyPair>,
     folder: tempfile::TempDir,
 }
 
 impl Authority {
-    pub(super) fn new() -> Self {
+    pub(in crate::net) fn new() -> Self {
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
@@ -27,7 +27,7 @@ impl Authority {
     }
 
     /// Its certificate, as a file.
-    pub(super) fn file(&self) -> PathBuf {
+    pub(in crate::net) fn file(&self) -> PathBuf {
         self.folder.path().join("ca.pem")
     }
 
@@ -55,6 +55,11 @@ pub(super) fn tls_server(
         let tls = ServerConnection::new(Arc::clone(&config)).unwrap();
         script(Peer::new(StreamOwned::new(tls, peer.stream)));
     })
+}
+
+/// A server under TLS that answers `hello`.
+pub(in crate::net) fn greeter(authority: &Authority) -> SocketAddr {
+    tls_server(authority, |mut peer| peer.answer_all("hello"))
 }
 
 fn secured(address: SocketAddr, authority: &Authority) -> Origin {
