@@ -25,6 +25,7 @@ use crate::net::service::{Admission, Service, Step};
 use crate::net::turn::Turn;
 use crate::upstream::calls::Calls;
 
+use catalog::Catalog;
 use exchange::Exchange;
 use metrics::Metrics;
 use record::Record;
@@ -39,12 +40,18 @@ pub struct Gateway {
     state: ArcSwap<State>,
     metrics: Arc<Metrics>,
     calls: Arc<Calls>,
+    catalog: Arc<Catalog>,
 }
 
 impl Gateway {
     /// A gateway in this state.
-    pub fn new(state: State, metrics: Arc<Metrics>, calls: Arc<Calls>) -> Arc<Self> {
-        Arc::new(Gateway { state: ArcSwap::from_pointee(state), metrics, calls })
+    pub fn new(
+        state: State,
+        metrics: Arc<Metrics>,
+        calls: Arc<Calls>,
+        catalog: Arc<Catalog>,
+    ) -> Arc<Self> {
+        Arc::new(Gateway { state: ArcSwap::from_pointee(state), metrics, calls, catalog })
     }
 
     /// The state now.
@@ -64,6 +71,9 @@ impl Gateway {
         state.rules.origin(&head.headers).map_err(plain)?;
         let row = match routes::find(head.method, head.path()) {
             Found::Row(row) => row,
+            Found::Nothing if head.method == Method::Options && head.path() == "*" => {
+                return Ok(Admission { body_max: 0, route: routes::OPTIONS, key: None });
+            }
             Found::Nothing => {
                 let context = "no such path; the OpenAI API is under /v1/, Ollama's under /api/";
                 return Err(plain(Error::new(Kind::NotFound, context)));
@@ -88,32 +98,27 @@ impl Gateway {
 
     /// Answers what needs no model.
     fn local(&self, request: &Request, state: &State) -> Result<Response, Error> {
+        let (config, catalog) = (&*state.config, &*self.catalog);
         match routes::route(request.route) {
             _ if request.route == routes::OPTIONS => {
                 let origin = state.rules.origin(&request.head.headers)?;
                 let allow = match routes::find(Method::Options, request.head.path()) {
                     Found::OtherMethods(methods) => routes::allow(methods),
-                    _ => String::new(),
+                    _ => routes::allow(&[Method::Get, Method::Head, Method::Post]),
                 };
                 Ok(browser::options(origin, &request.head.headers, &allow))
             }
-            Some(Route::Root) => Ok(Response::text(200, "Ollama is running")),
-            Some(Route::Version) => Ok(Response::json(200, r#"{"version":"0.9.0"}"#)),
-            Some(Route::Models) => {
-                let model = |name: &str| serde_json::json!({"id": name, "object": "model", "created": 0, "owned_by": "tidegate"});
-                let data: Vec<_> = state
-                    .config
-                    .models
-                    .iter()
-                    .map(|m| model(&m.name))
-                    .chain([model("echo")])
-                    .collect();
-                Ok(Response::json(
-                    200,
-                    serde_json::json!({"object": "list", "data": data}).to_string(),
-                ))
+            Some(Route::Root) => lists::root(),
+            Some(Route::Version) => lists::version(),
+            Some(Route::Models) => lists::models(config, catalog),
+            Some(Route::Model) => {
+                let id = request.head.path().strip_prefix(routes::MODEL_PREFIX);
+                lists::model(config, catalog, id.unwrap_or_default())
             }
-            _ => Err(Error::new(Kind::NotFound, "no such path")),
+            Some(Route::Tags) => lists::tags(config, catalog),
+            Some(Route::Ps) => lists::ps(config, catalog),
+            Some(Route::Show) => lists::show(config, catalog, &request.body),
+            Some(Route::Llm(_)) | None => Err(Error::new(Kind::Internal, "a route without a hand")),
         }
     }
 }
@@ -137,11 +142,13 @@ impl Service for Gateway {
     fn start(&self, request: Request, turn: &mut Turn<'_>) -> Step {
         let state = self.state.load_full();
         if let Some(Route::Llm(route)) = routes::route(request.route) {
-            return match Exchange::new(route, request, &state, &self.metrics, self.calls.begin()) {
+            return match Exchange::new(route, request, &state, self) {
                 Ok(exchange) => exchange.go(turn),
                 Err(response) => Step::Respond(*response),
             };
         }
+        // A list may wait for an upstream that was never seen, for a second at most.
+        turn.occupy();
         let mut record = Record::of_request(&request, &self.metrics);
         let result = self.local(&request, &state);
         let response = result.unwrap_or_else(|error| {

@@ -40,7 +40,8 @@ pub fn drain(running: Running, signals: &Signals) -> Exit {
         }
     }
     running.board.set_phase(Phase::Stopping);
-    let late = running.data.stop(clock::now() + LAST_WORDS);
+    let late = running.data.stop(clock::now() + LAST_WORDS)
+        + running.catalog.stop(clock::now() + LAST_WORDS);
     if late > 0 {
         log::error!(threads = late; "threads_left_behind");
     }

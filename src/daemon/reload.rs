@@ -56,6 +56,12 @@ impl Running {
         tell_descriptors(&config, self.descriptors);
         self.data.reconfigure(self.data_settings(&config));
         self.gateway.reconfigure(state);
+        self.catalog.reconfigure(&config);
+        for upstream in &self.config.upstreams {
+            if config.upstream(&upstream.name).is_none() {
+                self.registry.retire("upstream", &upstream.name);
+            }
+        }
         self.config = config;
         Ok(warnings)
     }

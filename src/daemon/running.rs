@@ -10,6 +10,7 @@ use crate::base::heartbeat::{Beat, Heartbeats};
 use crate::base::metrics::Registry;
 use crate::config::{Config, Loaded};
 use crate::gateway::Gateway;
+use crate::gateway::catalog::Catalog;
 use crate::gateway::metrics::Metrics;
 use crate::gateway::state::State;
 use crate::net::engine::Engine;
@@ -33,6 +34,7 @@ pub struct Running {
     pub(super) gateway: Arc<Gateway>,
     pub(super) links: Arc<Links>,
     pub(super) calls: Arc<Calls>,
+    pub(super) catalog: Arc<Catalog>,
     pub(super) board: Arc<Board>,
     pub(super) registry: Arc<Registry>,
     pub(super) log: LogHandle,
@@ -81,11 +83,12 @@ impl Running {
         let beat = heartbeats.register("main", MAIN_SILENCE_MAX);
         let board = Arc::new(Board::default());
         let resolver = Arc::new(Resolver::system(&registry));
+        let catalog = Catalog::start(&config, Arc::clone(&resolver), &registry);
         let links = Arc::new(Links::new(Arc::clone(&registry), resolver));
         let calls = Calls::new();
         let state = State::build(Arc::clone(&config), &links)?;
         let metrics = Metrics::new(Arc::clone(&registry));
-        let gateway = Gateway::new(state, metrics, Arc::clone(&calls));
+        let gateway = Gateway::new(state, metrics, Arc::clone(&calls), Arc::clone(&catalog));
 
         let handler = OpsHandler::new(
             Arc::clone(&board),
@@ -115,6 +118,7 @@ impl Running {
             gateway,
             links,
             calls,
+            catalog,
             board,
             registry,
             log,

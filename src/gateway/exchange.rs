@@ -16,10 +16,9 @@ use crate::upstream::calls::Call;
 use crate::upstream::link::Link;
 
 use super::attempt::{Attempt, End};
-use super::metrics::Metrics;
 use super::record::Record;
 use super::state::State;
-use super::{browser, errors, routes};
+use super::{Gateway, browser, errors, lists, routes};
 
 /// Whom to ask, in order.
 type Chain = Vec<(Arc<Link>, Target)>;
@@ -62,13 +61,12 @@ impl Exchange {
         route: Route,
         mut request: Request,
         state: &State,
-        metrics: &Arc<Metrics>,
-        call: Call,
+        gateway: &Gateway,
     ) -> std::result::Result<Box<Exchange>, Box<Response>> {
-        let mut record = Record::of_request(&request, metrics);
+        let mut record = Record::of_request(&request, &gateway.metrics);
         let path = routes::pattern(request.route);
         let body = std::mem::take(&mut request.body);
-        match Exchange::build(route, body, &request, state, &mut record) {
+        match Exchange::build(route, body, &request, state, gateway, &mut record) {
             Ok((ask, reply, chain)) => {
                 let streams = ask.stream();
                 let now = clock::now();
@@ -104,7 +102,7 @@ impl Exchange {
                     early_head,
                     last_error: None,
                     last_sent: now,
-                    call,
+                    call: gateway.calls.begin(),
                     record,
                     fields,
                     _budget: request.budget,
@@ -124,13 +122,13 @@ impl Exchange {
         body: Vec<u8>,
         request: &Request,
         state: &State,
+        gateway: &Gateway,
         record: &mut Record,
     ) -> Result<(Ask, Reply, Chain)> {
         let ask = Ask::parse(route, body)?;
         record.asked(ask.model(), ask.stream());
         let Some(resolved) = state.config.resolve(ask.model()) else {
-            let context = format!("model '{}' not found; GET /v1/models lists them", ask.model());
-            return Err(Error::new(Kind::ModelNotFound, context));
+            return Err(lists::not_found(&state.config, &gateway.catalog, ask.model()));
         };
         let needs = ask.needs();
         let mut chain = Vec::with_capacity(resolved.model.chain.len());

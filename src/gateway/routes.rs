@@ -24,6 +24,9 @@ pub enum Route {
     Root,
 }
 
+/// What stands before a model's id in its path.
+pub const MODEL_PREFIX: &str = "/v1/models/";
+
 /// Path, route, and the methods it takes.
 const TABLE: &[(&str, Route, &[Method])] = &[
     ("/v1/chat/completions", Route::Llm(Llm::ChatCompletions), &[Method::Post]),
@@ -34,7 +37,7 @@ const TABLE: &[(&str, Route, &[Method])] = &[
     ("/api/embed", Route::Llm(Llm::OllamaEmbed), &[Method::Post]),
     ("/api/embeddings", Route::Llm(Llm::OllamaEmbeddings), &[Method::Post]),
     ("/v1/models", Route::Models, &[Method::Get, Method::Head]),
-    ("/v1/models/", Route::Model, &[Method::Get, Method::Head]),
+    (MODEL_PREFIX, Route::Model, &[Method::Get, Method::Head]),
     ("/api/tags", Route::Tags, &[Method::Get, Method::Head]),
     ("/api/show", Route::Show, &[Method::Post]),
     ("/api/ps", Route::Ps, &[Method::Get, Method::Head]),

@@ -151,8 +151,10 @@ impl Intake {
         let id = id.unwrap_or_else(RequestId::generate);
         let refuse = |response: Response, id: RequestId| {
             let mut current = Current::of(&head, id);
-            // A body that nobody reads would be taken for the next request.
-            current.keep_alive &= head.body == BodyLength::None;
+            // A body that nobody reads would be taken for the next request, and whoever may not be
+            // here is shown out.
+            let harmless = matches!(response.status, 200..=299 | 404 | 405);
+            current.keep_alive &= head.body == BodyLength::None && harmless;
             Box::new(Refusal { response, current })
         };
         let admission = match env.service.admit(&head, &env.peer, &id) {

@@ -46,10 +46,15 @@ impl Turn<'_> {
 
     /// Begins an exchange with a permit that was waited for.
     pub fn begin_exchange_with(&mut self, permit: Permit) {
+        self.occupy();
+        self.slot = Some(permit);
+    }
+
+    /// This worker may block for a moment: it is replaced for the time of this turn.
+    pub fn occupy(&mut self) {
         if self.occupied.is_none() {
             *self.occupied = Some(Occupied::begin(self.shared));
         }
-        self.slot = Some(permit);
     }
 
     /// The permits of running exchanges.
