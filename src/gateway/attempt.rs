@@ -108,7 +108,7 @@ impl Attempt<'_> {
         match self.link.settings.kind {
             UpstreamKind::Ollama => Dialect::Ollama,
             UpstreamKind::OpenAi => Dialect::OpenAi,
-            UpstreamKind::Echo => Echo::new(self.ask).dialect(),
+            UpstreamKind::Echo => self.ask.route().dialect(),
         }
     }
 
@@ -121,7 +121,7 @@ impl Attempt<'_> {
     ) -> std::result::Result<(Source, HeadSays), End> {
         let settings = &self.link.settings;
         if settings.kind == UpstreamKind::Echo {
-            let echo = Echo::new(self.ask);
+            let echo = Echo::at(self.ask, self.reply.id(), clock::wall());
             let source = Source::echo(echo, settings.word_delay, self.ask.stream(), self.control);
             return Ok((source, HeadSays::ok()));
         }

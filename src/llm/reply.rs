@@ -36,6 +36,11 @@ pub struct Reply {
 const CREATED_SECONDS_MAX: u64 = 253_402_300_799;
 
 impl Reply {
+    /// The id of answers that we write ourselves.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
     /// For one request. `shown_model` is the name that every answer carries; `id` is the whole id
     /// (`chatcmpl-…`) of answers that we write ourselves.
     pub fn new(ask: &Ask, shown_model: &str, id: &str, created: SystemTime) -> Reply {
