@@ -59,6 +59,7 @@ pub fn whole_as_stream(
         (Dialect::Ollama, Dialect::Ollama) => {
             // A whole answer is what the last line of a stream is.
             out = with_model(text, &seen, &reply.model);
+            json::escape_line_ends(&mut out, 0);
             out.push(b'\n');
         }
         (Dialect::OpenAi, Dialect::OpenAi) => choices_as_stream(reply, text, &mut out)?,
@@ -85,7 +86,7 @@ fn finished(route: Route, upstream: Dialect, text: &str) -> Result<Seen<'_>, Fau
     match upstream {
         Dialect::OpenAi if route.embeds() && seen.vectors.is_none() => malformed("no data"),
         Dialect::OpenAi if !route.embeds() && seen.choices == 0 => malformed("no choices"),
-        Dialect::Ollama if !seen.answers => malformed("no answer in it"),
+        _ if !seen.answers => malformed("no answer in it"),
         Dialect::Ollama if !route.embeds() && !seen.done => malformed("not done"),
         _ => Ok(seen),
     }

@@ -1,16 +1,15 @@
 //! A client's request: checked in one pass, kept as it came, sent on with a few bytes replaced.
 
+mod found;
+
 use std::borrow::Cow;
 use std::ops::Range;
 
 use crate::base::error::{Error, Kind, Result};
 
+use self::found::{Found, Slot};
 use super::json::{self, Scan, Shape};
 use super::{Dialect, Route, translate};
-
-/// Longest model name, in bytes. Longer ones are refused: names stand in logs and metrics. The
-/// longest that are in use (a registry, an owner, a name, a quantisation) stay below 200.
-pub const MODEL_BYTES_MAX: usize = 512;
 
 /// What a fallback must be able to carry.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -28,26 +27,6 @@ pub struct Outgoing {
     pub path: &'static str,
     /// The body.
     pub body: Vec<u8>,
-}
-
-/// A member that is an object of which one member matters to us: `stream_options.include_usage`,
-/// `options.num_ctx`.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-enum Slot {
-    /// Not given.
-    #[default]
-    Absent,
-    /// Given as `null`, here.
-    Null(Range<usize>),
-    /// Given.
-    Object {
-        /// After its opening brace.
-        open: usize,
-        /// It has no member at all.
-        empty: bool,
-        /// Where the value of the member that matters stands.
-        value: Option<Range<usize>>,
-    },
 }
 
 /// A client's parsed request. It owns the body.
@@ -83,7 +62,7 @@ impl Ask {
             let at = error.utf8_error().valid_up_to();
             Error::new(Kind::InvalidJson, format!("body: not UTF-8 at byte {at}; send UTF-8"))
         })?;
-        let mut found = Found { route, ..Found::new(route) };
+        let mut found = Found::new(route);
         let mut scan = Scan::new(&body);
         if scan.peek()? != Shape::Object {
             let found = scan.peek()?.with_article();
@@ -96,11 +75,10 @@ impl Ask {
         scan.members(|scan, name| found.member(scan, &name))?;
         scan.finish()?;
         found.check()?;
-        let Found { model, model_at, .. } = found;
         Ok(Ask {
             route,
-            model,
-            model_at,
+            model: found.model,
+            model_at: found.model_at,
             open,
             stream: found.stream.unwrap_or(route.dialect() == Dialect::Ollama) && !route.embeds(),
             needs: found.needs,
@@ -242,298 +220,10 @@ fn spliced(text: &str, edits: &[(Range<usize>, Cow<'static, str>)]) -> Vec<u8> {
     out
 }
 
-/// What the pass over a body has found so far.
-struct Found {
-    route: Route,
-    /// Members that we read and have seen; a second one is refused, since others may take the
-    /// first or the last.
-    seen: Vec<&'static str>,
-    model: String,
-    model_at: Range<usize>,
-    stream: Option<bool>,
-    needs: Needs,
-    stream_options: Slot,
-    wants_usage: bool,
-    options: Slot,
-    num_ctx: Option<u64>,
-    base64: bool,
-    prompt_bytes: u64,
-}
-
-/// The members that we read, over all routes.
-const KNOWN: [&str; 12] = [
-    "model",
-    "messages",
-    "stream",
-    "stream_options",
-    "options",
-    "tools",
-    "functions",
-    "prompt",
-    "system",
-    "images",
-    "input",
-    "encoding_format",
-];
-
-impl Found {
-    fn new(route: Route) -> Self {
-        Found {
-            route,
-            seen: Vec::with_capacity(KNOWN.len()),
-            model: String::new(),
-            model_at: 0..0,
-            stream: None,
-            needs: Needs::default(),
-            stream_options: Slot::Absent,
-            wants_usage: false,
-            options: Slot::Absent,
-            num_ctx: None,
-            base64: false,
-            prompt_bytes: 0,
-        }
-    }
-
-    fn member(&mut self, scan: &mut Scan<'_>, name: &str) -> Result<()> {
-        let Some(known) = KNOWN.into_iter().find(|known| folds_to(name, known)) else {
-            scan.pass()?;
-            return Ok(());
-        };
-        // What we did not read must not decide there.
-        if known != name {
-            return Err(field(name, format_args!("is written {known:?}; write it so")));
-        }
-        if self.seen.contains(&known) {
-            return Err(field(known, "is given twice; send it once"));
-        }
-        self.seen.push(known);
-        let openai = self.route.dialect() == Dialect::OpenAi;
-        match (known, self.route) {
-            ("model", _) => self.model(scan),
-            ("stream", route) if !route.embeds() => {
-                self.stream = flag(scan, known)?;
-                Ok(())
-            }
-            ("stream_options", _) if openai => self.stream_options(scan),
-            ("options", _) => self.options(scan, !openai),
-            ("encoding_format", Route::OpenAiEmbeddings) => self.encoding_format(scan),
-            ("messages", Route::ChatCompletions | Route::OllamaChat) => self.messages(scan),
-            ("tools" | "functions", Route::ChatCompletions | Route::OllamaChat) => {
-                self.needs.tools |= list(scan, known)?;
-                Ok(())
-            }
-            ("images", Route::OllamaGenerate) => {
-                self.needs.images |= list(scan, known)?;
-                Ok(())
-            }
-            ("prompt", Route::OllamaGenerate | Route::OllamaEmbeddings)
-            | ("system", Route::OllamaGenerate) => match scan.peek()? {
-                Shape::String | Shape::Null => self.text(scan),
-                other => Err(wrong(known, other, "a string")),
-            },
-            ("prompt", Route::Completions)
-            | ("input", Route::OpenAiEmbeddings | Route::OllamaEmbed) => match scan.peek()? {
-                Shape::String | Shape::Null | Shape::Array => self.text(scan),
-                other => Err(wrong(known, other, "a string, or an array of strings")),
-            },
-            _ => {
-                scan.pass()?;
-                Ok(())
-            }
-        }
-    }
-
-    /// What must be there.
-    fn check(&self) -> Result<()> {
-        let missing = |name: &'static str| !self.seen.contains(&name);
-        if missing("model") {
-            return Err(field("model", "is missing; send the name of a model"));
-        }
-        match self.route {
-            Route::ChatCompletions if missing("messages") => {
-                Err(field("messages", "is missing; send an array of messages"))
-            }
-            Route::Completions if missing("prompt") => {
-                Err(field("prompt", "is missing; send a string"))
-            }
-            Route::OpenAiEmbeddings if missing("input") => {
-                Err(field("input", "is missing; send a string or an array of strings"))
-            }
-            // Ollama takes requests without content: they load or unload a model.
-            _ => Ok(()),
-        }
-    }
-
-    fn model(&mut self, scan: &mut Scan<'_>) -> Result<()> {
-        match scan.peek()? {
-            Shape::String => {}
-            other => return Err(wrong("model", other, "the name of a model as a string")),
-        }
-        let start = scan.at();
-        let name = json::unescaped(scan.string()?);
-        if name.is_empty() {
-            return Err(field("model", "is empty; send the name of a model"));
-        }
-        if name.len() > MODEL_BYTES_MAX {
-            return Err(field(
-                "model",
-                format_args!("is longer than {MODEL_BYTES_MAX} bytes; send the name of a model"),
-            ));
-        }
-        if name.chars().any(char::is_control) {
-            return Err(field("model", "has control characters; send the name of a model"));
-        }
-        self.model = name.into_owned();
-        self.model_at = start..scan.at();
-        Ok(())
-    }
-
-    fn stream_options(&mut self, scan: &mut Scan<'_>) -> Result<()> {
-        let mut wants_usage = None;
-        self.stream_options = slot(scan, "stream_options", "include_usage", |scan| {
-            wants_usage = flag(scan, "stream_options.include_usage")?;
-            Ok(())
-        })?;
-        self.wants_usage = wants_usage == Some(true);
-        Ok(())
-    }
-
-    /// `options`: Ollama's own, or an extension that some OpenAI clients send to Ollama.
-    fn options(&mut self, scan: &mut Scan<'_>, ours: bool) -> Result<()> {
-        if !ours && scan.peek()? != Shape::Object {
-            scan.pass()?;
-            return Ok(());
-        }
-        let mut num_ctx = None;
-        self.options = slot(scan, "options", "num_ctx", |scan| {
-            let shape = scan.peek()?;
-            let at = scan.skip()?;
-            num_ctx = match shape {
-                Shape::Null => None,
-                Shape::Number => {
-                    let number = scan.slice(&at).parse::<f64>().unwrap_or(-1.0);
-                    if !(1.0..=1e12).contains(&number) || number.fract() != 0.0 {
-                        return Err(field("options.num_ctx", "send a whole number of tokens"));
-                    }
-                    #[expect(clippy::cast_possible_truncation, reason = "whole, at most 1e12")]
-                    #[expect(clippy::cast_sign_loss, reason = "at least 1")]
-                    Some(number as u64)
-                }
-                other => return Err(wrong("options.num_ctx", other, "a number of tokens")),
-            };
-            Ok(())
-        })?;
-        self.num_ctx = num_ctx;
-        Ok(())
-    }
-
-    fn encoding_format(&mut self, scan: &mut Scan<'_>) -> Result<()> {
-        const SEND: &str = "\"float\" or \"base64\"";
-        match scan.peek()? {
-            Shape::Null => scan.pass()?,
-            Shape::String => match &*json::unescaped(scan.string()?) {
-                "base64" => self.base64 = true,
-                "float" => {}
-                _ => return Err(field("encoding_format", format_args!("send {SEND}"))),
-            },
-            other => return Err(wrong("encoding_format", other, SEND)),
-        }
-        Ok(())
-    }
-
-    fn messages(&mut self, scan: &mut Scan<'_>) -> Result<()> {
-        let openai = self.route == Route::ChatCompletions;
-        match scan.peek()? {
-            Shape::Array => {}
-            Shape::Null if !openai => return Ok(scan.pass()?),
-            other => return Err(wrong("messages", other, "an array of messages")),
-        }
-        let mut any = false;
-        scan.items(|scan, index| {
-            any = true;
-            self.message(scan, index)
-        })?;
-        if openai && !any {
-            return Err(field("messages", "is empty; send at least one message"));
-        }
-        Ok(())
-    }
-
-    fn message(&mut self, scan: &mut Scan<'_>, index: usize) -> Result<()> {
-        match scan.peek()? {
-            Shape::Object => {}
-            other => {
-                let name = format!("messages[{index}]");
-                return Err(wrong(&name, other, "an object with role and content"));
-            }
-        }
-        let within = |member: &str| format!("messages[{index}].{member}");
-        let mut role = false;
-        scan.members(|scan, name| {
-            match &*name {
-                "role" => match scan.peek()? {
-                    Shape::String => {
-                        role = true;
-                        self.needs.tools |= matches!(scan.string()?, "tool" | "function");
-                    }
-                    other => return Err(wrong(&within("role"), other, "a string")),
-                },
-                "content" => match scan.peek()? {
-                    Shape::String | Shape::Null => self.text(scan)?,
-                    Shape::Array if self.route == Route::ChatCompletions => {
-                        scan.items(|scan, _| self.part(scan))?;
-                    }
-                    other => return Err(wrong(&within("content"), other, "a string")),
-                },
-                "images" => self.needs.images |= list(scan, "images")?,
-                "tool_calls" => self.needs.tools |= list(scan, "tool_calls")?,
-                _ => scan.pass()?,
-            }
-            Ok(())
-        })?;
-        if !role {
-            return Err(field(&within("role"), "is missing; send \"user\" or another role"));
-        }
-        Ok(())
-    }
-
-    /// One part of a message's content. What kinds there are is the upstream's to say.
-    fn part(&mut self, scan: &mut Scan<'_>) -> Result<()> {
-        if scan.peek()? != Shape::Object {
-            return self.text(scan);
-        }
-        scan.members(|scan, name| {
-            match (&*name, scan.peek()?) {
-                ("type", Shape::String) => {
-                    let kind = scan.string()?;
-                    self.needs.images |= matches!(kind, "image_url" | "input_image" | "image");
-                }
-                ("text", Shape::String) => self.text(scan)?,
-                _ => scan.pass()?,
-            }
-            Ok(())
-        })
-    }
-
-    /// Passes over a value that is part of the prompt, and counts its bytes.
-    fn text(&mut self, scan: &mut Scan<'_>) -> Result<()> {
-        self.prompt_bytes += scan.skip()?.len() as u64;
-        Ok(())
-    }
-}
-
-/// Whether a server written in Go, as Ollama is, would take `name` for `known`: it compares names
-/// after Unicode case folding, and of several the last one wins.
-fn folds_to(name: &str, known: &str) -> bool {
-    if name.is_ascii() {
-        return name.eq_ignore_ascii_case(known);
-    }
-    let fold = |c: char| match c {
-        'ſ' => 's',
-        '\u{212a}' => 'k',
-        other => other.to_ascii_lowercase(),
-    };
-    name.chars().map(fold).eq(known.chars())
+/// An error about a field.
+pub(super) fn field(name: &str, problem: impl std::fmt::Display) -> Error {
+    // A name that we did not choose may be of any length.
+    Error::new(Kind::InvalidField, format!("{}: {problem}", clip(name, 80)))
 }
 
 /// The beginning of a text, at most this many bytes.
@@ -543,85 +233,6 @@ pub(super) fn clip(text: &str, bytes_max: usize) -> &str {
         end -= 1;
     }
     text.get(..end).unwrap_or_default()
-}
-
-/// Reads an object in which one member matters.
-fn slot(
-    scan: &mut Scan<'_>,
-    outer: &str,
-    inner: &str,
-    mut read: impl FnMut(&mut Scan<'_>) -> Result<()>,
-) -> Result<Slot> {
-    match scan.peek()? {
-        Shape::Null => return Ok(Slot::Null(scan.skip()?)),
-        Shape::Object => {}
-        other => return Err(wrong(outer, other, "an object")),
-    }
-    let open = scan.at() + 1;
-    let (mut empty, mut value) = (true, None);
-    scan.members(|scan, name| {
-        empty = false;
-        if !folds_to(&name, inner) {
-            scan.pass()?;
-            return Ok(());
-        }
-        let path = format!("{outer}.{name}");
-        if name != inner {
-            return Err(field(&path, format_args!("is written {inner:?}; write it so")));
-        }
-        if value.is_some() {
-            return Err(field(&path, "is given twice; send it once"));
-        }
-        scan.peek()?;
-        let start = scan.at();
-        read(scan)?;
-        value = Some(start..scan.at());
-        Ok(())
-    })?;
-    Ok(Slot::Object { open, empty, value })
-}
-
-/// A boolean that may be null.
-fn flag(scan: &mut Scan<'_>, name: &str) -> Result<Option<bool>> {
-    match scan.peek()? {
-        Shape::Bool => Ok(Some(scan.boolean()?)),
-        Shape::Null => {
-            scan.pass()?;
-            Ok(None)
-        }
-        other => Err(wrong(name, other, "true or false")),
-    }
-}
-
-/// An array that may be null; whether it has an item.
-fn list(scan: &mut Scan<'_>, name: &str) -> Result<bool> {
-    match scan.peek()? {
-        Shape::Array => {
-            let mut any = false;
-            scan.items::<Error>(|scan, _| {
-                any = true;
-                scan.pass()?;
-                Ok(())
-            })?;
-            Ok(any)
-        }
-        Shape::Null => {
-            scan.pass()?;
-            Ok(false)
-        }
-        other => Err(wrong(name, other, "an array")),
-    }
-}
-
-/// An error about a field.
-pub(super) fn field(name: &str, problem: impl std::fmt::Display) -> Error {
-    // A name that we did not choose may be of any length.
-    Error::new(Kind::InvalidField, format!("{}: {problem}", clip(name, 80)))
-}
-
-/// An error about a field of the wrong type.
-fn wrong(name: &str, found: Shape, send: &str) -> Error {
-    field(name, format_args!("is {}; send {send}", found.with_article()))
 }
 
 impl From<json::Bad> for Error {

@@ -45,18 +45,25 @@ struct OllamaCall {
 #[derive(Deserialize)]
 struct OllamaFunction {
     name: String,
-    arguments: Option<Map<String, Value>>,
+    /// An object; a string from servers that do not keep to it.
+    arguments: Option<Value>,
 }
 
 /// Reads the calls of an Ollama answer.
 pub(super) fn from_ollama(text: &str) -> Result<Vec<Call>, Fault> {
     let calls: Vec<OllamaCall> = json::read(text).map_err(unreadable)?;
-    let whole = |call: OllamaCall| Call {
-        id: call.id.filter(|id| !id.is_empty()),
-        name: call.function.name,
-        arguments: call.function.arguments.unwrap_or_default(),
+    let whole = |call: OllamaCall| {
+        let arguments = match call.function.arguments {
+            None | Some(Value::Null) => Some(Map::new()),
+            Some(Value::Object(members)) => Some(members),
+            Some(Value::String(text)) => arguments(&text),
+            Some(_) => None,
+        };
+        let id = call.id.filter(|id| !id.is_empty());
+        let arguments = arguments.ok_or_else(no_object)?;
+        Ok(Call { id, name: call.function.name, arguments })
     };
-    Ok(calls.into_iter().map(whole).collect())
+    calls.into_iter().map(whole).collect()
 }
 
 /// Reads the calls of a whole OpenAI answer.
@@ -75,6 +82,10 @@ pub(super) fn arguments(text: &str) -> Option<Map<String, Value>> {
         "" | "null" => Some(Map::new()),
         text => json::read(text).ok(),
     }
+}
+
+fn no_object() -> Fault {
+    Fault::Malformed("a tool call's arguments are no object".to_owned())
 }
 
 fn unreadable(error: serde_json::Error) -> Fault {
@@ -136,9 +147,7 @@ impl Fragments {
             if call.name.is_empty() {
                 return Err(Fault::Malformed("a tool call without a function's name".to_owned()));
             }
-            let Some(arguments) = arguments(&call.arguments) else {
-                return Err(Fault::Malformed("a tool call's arguments are no object".to_owned()));
-            };
+            let arguments = arguments(&call.arguments).ok_or_else(no_object)?;
             Ok(Call { id: call.id, name: call.name, arguments })
         };
         std::mem::take(&mut self.calls).into_iter().map(whole).collect()
@@ -224,6 +233,9 @@ mod tests {
             assert!(matches!(from_openai(text), Err(Fault::Malformed(_))), "{text}");
         }
         assert!(from_ollama(r#"[{"function":{"arguments":{}}}]"#).is_err());
+        assert!(from_ollama(r#"[{"function":{"name":"f","arguments":[]}}]"#).is_err());
+        let string = from_ollama(r#"[{"function":{"name":"f","arguments":"{\"x\":1}"}}]"#);
+        assert_eq!(string.unwrap(), [call(None, "f", json!({"x": 1}))]);
         let fine = from_openai(r#"[{"id":"a","function":{"name":"f","arguments":" null "}}]"#);
         assert_eq!(fine.unwrap(), [call(Some("a"), "f", json!({}))]);
     }

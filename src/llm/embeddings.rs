@@ -87,9 +87,7 @@ fn numbers(vector: &str) -> Result<String, Fault> {
         .chunks_exact(4)
         .map(|four| f32::from_le_bytes(four.try_into().unwrap_or_default()))
         .collect();
-    if floats.iter().any(|float| !float.is_finite()) {
-        return Err(malformed("a number that JSON does not have"));
-    }
+    all_finite(&floats)?;
     serde_json::to_string(&floats).map_err(malformed)
 }
 
@@ -97,7 +95,15 @@ fn numbers(vector: &str) -> Result<String, Fault> {
 /// libraries ask for and undo.
 fn to_base64(vector: &str) -> Result<String, Fault> {
     let floats: Vec<f32> = serde_json::from_str(vector).map_err(malformed)?;
+    all_finite(&floats)?;
     Ok(encode(&floats))
+}
+
+fn all_finite(floats: &[f32]) -> Result<(), Fault> {
+    match floats.iter().all(|float| float.is_finite()) {
+        true => Ok(()),
+        false => Err(malformed("a number that is no 32-bit float, or that JSON does not have")),
+    }
 }
 
 /// Floats as base64.

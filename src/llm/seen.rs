@@ -116,7 +116,6 @@ impl<'a> Look<'a> {
                     seen.choices += 1;
                     choice(scan, index == 0, seen)
                 })?;
-                seen.answers = seen.choices > 0;
                 Ok(())
             }
             "model" => {
@@ -269,9 +268,11 @@ fn choice<'a>(scan: &mut Scan<'a>, first: bool, seen: &mut Seen<'a>) -> Result<(
                 scan.pass()?;
                 return Ok(());
             }
+            seen.answers = true;
             content(scan, first, seen)
         }
         "text" => {
+            seen.answers |= scan.peek()? == Shape::String;
             let text = weigh(scan, seen)?;
             if first {
                 seen.piece.text = text.filter(|text| text.starts_with('"'));

@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use serde_json::Value;
 
 use super::calls::Call;
-use super::{Reply, Route, Usage, json};
+use super::{Dialect, Reply, Route, Usage, json};
 
 /// Content to be written. Texts are JSON strings, with their quotes.
 #[derive(Debug, Default)]
@@ -88,6 +88,7 @@ impl Reply {
         if content.is_empty() {
             return;
         }
+        let start = out.len();
         out.extend_from_slice(&self.head);
         match self.route {
             Route::Completions => {
@@ -123,6 +124,9 @@ impl Reply {
                 openai_logprobs(content.logprobs, out);
                 put(out, ",\"finish_reason\":null}]}\n\n");
             }
+        }
+        if self.route.dialect() == Dialect::Ollama {
+            json::escape_line_ends(out, start);
         }
     }
 

@@ -68,7 +68,9 @@ fn what_is_no_answer_is_a_fault() {
         "{\"choices\":null}",
         "{\"choices\":[]}",
         "{\"choices\":[{}]",
-        "{\"choices\":[{}],\"choices\":[{}]}",
+        "{\"choices\":[{\"text\":\"\"}],\"choices\":[]}",
+        "{\"choices\":[{}]}",
+        "{\"choices\":[{\"message\":null,\"text\":null,\"finish_reason\":\"stop\"}]}",
         "\u{feff}{}",
         "<html>",
     ] {
@@ -183,6 +185,8 @@ fn vectors_become_the_other_dialects() {
     reply.base64 = true;
     let (coded, _) = whole(&reply, &ask, Dialect::Ollama, ollama.as_bytes()).unwrap();
     let coded: Value = serde_json::from_slice(&coded).unwrap();
+    let huge = "{\"embeddings\":[[1e39]]}";
+    assert!(whole(&reply, &ask, Dialect::Ollama, huge.as_bytes()).is_err(), "no 32-bit float");
     // 0.5 and -1 as little-endian floats: 0000003f 000080bf.
     assert_eq!(coded["data"][0]["embedding"], "AAAAPwAAgL8=");
 

@@ -1,3 +1,4 @@
+use super::found::{MODEL_BYTES_MAX, folds_to};
 use super::*;
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -58,6 +59,10 @@ fn streams_are_asked_for_their_usage() {
     );
     check(",\"stream_options\":{\"x\":1}", "\"stream_options\":{\"include_usage\":true,\"x\":1}");
     check(",\"stream_options\":{\"include_usage\":true}", asked);
+    // Not ours to judge here.
+    let odd =
+        "{\"messages\":[{\"role\":\"user\"}],\"options\":{\"num_ctx\":\"x\"},\"model\":\"a\"}";
+    assert_eq!(same(CHAT, odd, "a", Some(1)), odd);
     let whole = "{\"messages\":[{\"role\":\"user\"}],\"model\":\"a\"}";
     assert_eq!(same(CHAT, whole, "a", None), whole);
 }

@@ -552,6 +552,14 @@ fn chunks_become_an_ollama_chat() {
 }
 
 #[test]
+fn a_line_made_of_an_event_is_one_line_for_python_too() {
+    let sent = [&WORD.replace("hi", "a\u{2028}b\u{85}é€"), STOP, END].concat();
+    let lines = good(Route::OllamaChat, CHAT, Dialect::OpenAi, &sent);
+    assert!(lines.starts_with(&message("\"a\\u2028b\\u0085é€\"")), "{lines}");
+    assert_eq!(openai(CHAT, &sent), sent, "what is forwarded stays as it came");
+}
+
+#[test]
 fn chunks_of_either_kind_become_generate_lines() {
     let last =
         line(&format!("\"response\":\"\",\"done\":true,\"done_reason\":\"length\",{FIGURES}"));

@@ -55,7 +55,7 @@ pub(super) fn request(
     if !ask.route().embeds() {
         sampling(given, &mut options)?;
     }
-    if let (None, Some(num_ctx)) = (ask.num_ctx(), num_ctx) {
+    if let (Some(num_ctx), None | Some(Value::Null)) = (num_ctx, options.get("num_ctx")) {
         options.insert("num_ctx".to_owned(), num_ctx.into());
     }
     if !options.is_empty() {

@@ -47,7 +47,7 @@ pub(super) fn request(ask: &Ask, given: &mut Given) -> Result<(&'static str, Map
         chat(given, &mut body)?;
     } else {
         let why = "needs a chat, and raw and suffix make this a completion; leave it out";
-        for name in ["format", "tools", "logprobs", "images"] {
+        for name in ["format", "logprobs", "images"] {
             given.refuse(name, why, empty)?;
         }
         given.drop(&["think", "top_logprobs"]);
@@ -80,6 +80,8 @@ fn embed(given: &mut Given, body: &mut Map<String, Value>) {
 /// A generate request is a completion when its prompt goes to the model as it is, or has a suffix;
 /// else the server would put it into the model's template, which is what a chat does.
 fn generate(given: &mut Given, body: &mut Map<String, Value>) -> Result<Route> {
+    // Members of chats, which generate does not have and Ollama passes over.
+    given.drop(&["tools", "messages"]);
     given.refuse("template", "the upstream has its own; leave it out", empty)?;
     given.refuse(
         "context",
