@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::parse::{self, Unreadable};
-use super::state::{Fault, Known, Outcome, What};
+use super::question::{Fault, Known, Outcome, What};
 use crate::base::error::{Error, Kind, Result};
 use crate::config::settings::{Upstream, UpstreamKind};
 use crate::net::http_client::{Client, Site};

@@ -3,24 +3,15 @@
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 use lru::LruCache;
 
 use super::fetch::Source;
-use super::parse::{List, Ps, Show};
-use crate::base::error::{Error, Kind};
+use super::question::{Fault, Key, Known, Outcome, What};
+use super::slot::{Slot, pause};
 
-/// How long a list is fresh.
-pub const LIST_FRESH_FOR: Duration = Duration::from_secs(30);
-/// How long an answer of `/api/ps` is fresh: it is about what happens now.
-pub const PS_FRESH_FOR: Duration = Duration::from_secs(5);
-/// How long an old answer of `/api/ps` is shown. After it nothing is known: what an upstream that is
-/// away had loaded says nothing.
-pub const PS_STALE_FOR: Duration = Duration::from_secs(30);
-/// How long a description is fresh.
-pub const SHOW_FRESH_FOR: Duration = Duration::from_secs(300);
 /// Descriptions kept. Past it: the least recently used one is asked for again.
 pub const SHOWS_MAX: usize = 256;
 /// Most bytes of the descriptions kept. Past it: the least recently used ones are asked for again.
@@ -36,100 +27,6 @@ pub const PER_UPSTREAM_MAX: usize = 2;
 pub const THREADS_MAX: usize = 4;
 /// Questions at once to upstreams that were away last time: one thread is left for the others.
 pub const DOUBTFUL_MAX: usize = THREADS_MAX - 1;
-/// The pause after a first failure; each further one doubles it.
-pub const BACK_OFF_MIN: Duration = Duration::from_secs(1);
-/// The longest pause after failures.
-pub const BACK_OFF_MAX: Duration = Duration::from_secs(30);
-
-/// What is asked.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum What {
-    /// The list of models.
-    List,
-    /// What is in memory.
-    Ps,
-    /// The description of a model.
-    Show {
-        /// The model as the upstream knows it.
-        model: Arc<str>,
-        /// With its vocabulary and all tensors.
-        verbose: bool,
-    },
-}
-
-impl What {
-    /// The word in metrics and logs.
-    pub fn as_str(&self) -> &'static str {
-        match self {
-            What::List => "list",
-            What::Ps => "ps",
-            What::Show { .. } => "show",
-        }
-    }
-
-    fn fresh_for(&self) -> Duration {
-        match self {
-            What::List => LIST_FRESH_FOR,
-            What::Ps => PS_FRESH_FOR,
-            What::Show { .. } => SHOW_FRESH_FOR,
-        }
-    }
-
-    fn stale_for(&self) -> Option<Duration> {
-        matches!(self, What::Ps).then_some(PS_STALE_FOR)
-    }
-}
-
-/// Who is asked what.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Key {
-    /// The upstream's name.
-    pub upstream: Arc<str>,
-    /// What is asked.
-    pub what: What,
-}
-
-/// An answer.
-#[derive(Clone, Debug)]
-#[expect(missing_docs, reason = "as in What")]
-pub enum Known {
-    List(Arc<List>),
-    Ps(Arc<Ps>),
-    Show(Arc<Show>),
-}
-
-/// Why there is no answer: an error that many callers can get.
-#[derive(Clone, Debug)]
-pub struct Fault {
-    kind: Kind,
-    text: Arc<str>,
-}
-
-impl Fault {
-    /// From the error of one question.
-    pub fn of(error: &Error) -> Self {
-        Fault { kind: error.kind(), text: error.context().into() }
-    }
-
-    /// What went wrong.
-    pub fn kind(&self) -> Kind {
-        self.kind
-    }
-
-    /// As an error.
-    pub fn error(&self) -> Error {
-        Error::new(self.kind, self.text.to_string())
-    }
-
-    /// Whether the upstream is away, whatever it is asked.
-    fn away(&self) -> bool {
-        matches!(self.kind, Kind::UpstreamConnect | Kind::UpstreamTimeout(_))
-    }
-}
-
-/// The end of a question.
-pub type Outcome = Result<Known, Fault>;
-
 /// What a look found.
 #[derive(Debug, Default)]
 pub struct Found {
@@ -165,14 +62,6 @@ pub struct Landed {
     pub first_failure: bool,
     /// More questions wait for a thread.
     pub more: bool,
-}
-
-#[derive(Debug, Default)]
-struct Slot {
-    known: Option<(Known, Instant)>,
-    fault: Option<Fault>,
-    failures: u32,
-    pause_until: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -416,6 +305,12 @@ impl State {
         (self.flights.len(), self.shows.len(), self.show_bytes)
     }
 
+    /// Questions that a thread is asking.
+    #[cfg(test)]
+    pub(super) fn running(&self) -> usize {
+        self.flights.iter().filter(|flight| flight.running).count()
+    }
+
     fn next_generation(&mut self) -> u64 {
         self.generation += 1;
         self.generation
@@ -476,50 +371,6 @@ impl State {
         }
         failures
     }
-}
-
-impl Slot {
-    /// Gives back the failures in a row.
-    fn take(&mut self, outcome: Outcome, now: Instant) -> u32 {
-        match outcome {
-            Ok(known) => {
-                *self = Slot { known: Some((known, now)), ..Slot::default() };
-            }
-            Err(fault) => {
-                if fault.kind == Kind::UpstreamModelNotFound {
-                    // It was removed: the old description is no longer true.
-                    self.known = None;
-                }
-                self.failures = self.failures.saturating_add(1);
-                self.pause_until = Some(now + pause(self.failures));
-                self.fault = Some(fault);
-            }
-        }
-        self.failures
-    }
-
-    /// Makes what is known old.
-    fn age(&mut self) {
-        if let Some((_, at)) = &mut self.known {
-            *at = at.checked_sub(LIST_FRESH_FOR).unwrap_or(*at);
-        }
-        self.pause_until = None;
-        self.failures = 0;
-        self.fault = None;
-    }
-
-    fn bytes(&self) -> usize {
-        match &self.known {
-            Some((Known::Show(show), _)) => show.body.len(),
-            _ => 0,
-        }
-    }
-}
-
-/// The pause after this many failures in a row.
-fn pause(failures: u32) -> Duration {
-    let doubled = BACK_OFF_MIN.saturating_mul(1 << failures.saturating_sub(1).min(16));
-    doubled.min(BACK_OFF_MAX)
 }
 
 #[cfg(test)]

@@ -1,4 +1,8 @@
+use crossbeam_channel::bounded;
+
+use super::state::THREADS_MAX;
 use super::*;
+use crate::base::thread;
 use crate::net::http_client::peer::{Act, Peer, Seen};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -286,5 +290,59 @@ fn discovery_never_waits() {
         assert!(catalog.context(config.upstream("local").unwrap(), &model, None).is_none());
     }
     assert!(clock::now() - begun < SECOND / 2);
-    assert!(catalog.shared.queue.refused() > 0, "questions are bounded");
+    assert!(catalog.shared.counters.queue.refused() > 0, "questions are bounded");
+}
+
+#[test]
+fn what_was_known_is_shown_while_its_upstream_is_away() {
+    let ill = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let theirs = Arc::clone(&ill);
+    let peer = Peer::start(move |_: &Seen| {
+        if theirs.load(std::sync::atomic::Ordering::SeqCst) {
+            Act::Hang
+        } else {
+            Act::Json(200, TAGS.to_owned())
+        }
+    });
+    let text = upstream("local", "ollama", peer.port());
+    let (catalog, _) = start(&config(&text));
+    assert!(catalog.lists(["local"])[0].is_some());
+    ill.store(true, std::sync::atomic::Ordering::SeqCst);
+    // Another way to the same server makes the list old at once.
+    catalog.reconfigure(&config(&format!("{text}connect_timeout = \"1s\"\n")));
+    eventually("it is asked again", || peer.calls("/api/tags") == 2);
+    let begun = clock::now();
+    assert_eq!(names(catalog.lists(["local"])[0].as_ref()), ["llama3.2:latest"]);
+    assert!(clock::now() - begun < SECOND / 2, "nobody waits for a newer one");
+    eventually("it failed", || {
+        matches!(catalog.why_no_list("local").kind(), Kind::UpstreamTimeout(Phase::Answer))
+            && catalog.shared.state.with(|state| state.sizes().0 == 0)
+    });
+    assert_eq!(names(catalog.lists(["local"])[0].as_ref()), ["llama3.2:latest"]);
+}
+
+#[test]
+fn stopping_leaves_a_connect_that_hangs_behind_at_its_deadline() {
+    // A listener whose queue is full takes no further connection and refuses none.
+    let listener =
+        socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    let address: std::net::SocketAddr = "127.0.0.1:0".parse().unwrap();
+    listener.bind(&address.into()).unwrap();
+    listener.listen(0).unwrap();
+    let address = listener.local_addr().unwrap().as_socket().unwrap();
+    let soon = Duration::from_millis(200);
+    let full: Vec<_> =
+        std::iter::from_fn(|| std::net::TcpStream::connect_timeout(&address, soon).ok()).collect();
+    assert!(!full.is_empty());
+    let text = upstream("u", "ollama", address.port()) + "connect_timeout = \"20s\"\n";
+    let (catalog, _) = start(&config(&text));
+    eventually("it is being asked", || catalog.shared.state.with(|state| state.running() == 1));
+    // Its thread is in the connect by now, or just before it, and then it ends in time.
+    let begun = clock::now();
+    assert!(catalog.stop(begun + SECOND / 5) <= 1);
+    let took = clock::now() - begun;
+    assert!(took < SECOND, "{took:?}");
+    let begun = clock::now();
+    drop(catalog);
+    assert!(clock::now() - begun < SECOND, "nor does dropping it wait");
 }

@@ -1,8 +1,13 @@
+use std::time::Duration;
+
 use super::*;
 use crate::base::clock;
-use crate::base::error::Phase;
+use crate::base::error::{Error, Kind, Phase};
 use crate::base::metrics::Registry;
 use crate::config::settings::Config;
+use crate::gateway::catalog::parse::Show;
+use crate::gateway::catalog::question::{LIST_FRESH_FOR, PS_STALE_FOR, SHOW_FRESH_FOR};
+use crate::gateway::catalog::slot::{BACK_OFF_MAX, BACK_OFF_MIN};
 use crate::net::outbound::Resolver;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -326,8 +331,7 @@ fn invariants_hold_through_random_events() {
         assert!(flights <= FLIGHTS_MAX && shows <= SHOWS_MAX && bytes <= SHOW_BYTES_MAX);
         let kept: usize = state.shows.iter().map(|(_, slot)| slot.bytes()).sum();
         assert_eq!(kept, bytes, "step {step}: every byte is counted once");
-        let running = state.flights.iter().filter(|flight| flight.running).count();
-        assert!(running <= jobs.len(), "step {step}");
+        assert!(state.running() <= jobs.len(), "step {step}");
         assert!(state.upstreams.iter().all(|u| u.running <= PER_UPSTREAM_MAX), "step {step}");
     }
     for job in jobs {
