@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::parse::{List, Ps, Show};
-use crate::base::error::{Error, Kind};
+use crate::base::error::{Causes, Error, Kind};
 
 /// How long a list is fresh.
 pub const LIST_FRESH_FOR: Duration = Duration::from_secs(30);
@@ -79,12 +79,15 @@ pub enum Known {
 pub struct Fault {
     kind: Kind,
     text: Arc<str>,
+    /// The text with its causes, for the log.
+    causes: Arc<str>,
 }
 
 impl Fault {
     /// From the error of one question.
     pub fn of(error: &Error) -> Self {
-        Fault { kind: error.kind(), text: error.context().into() }
+        let causes = Causes(error).to_string().into();
+        Fault { kind: error.kind(), text: error.context().into(), causes }
     }
 
     /// What went wrong.
@@ -92,7 +95,12 @@ impl Fault {
         self.kind
     }
 
-    /// As an error.
+    /// What went wrong, with its causes.
+    pub fn causes(&self) -> &str {
+        &self.causes
+    }
+
+    /// As an error, for clients.
     pub fn error(&self) -> Error {
         Error::new(self.kind, self.text.to_string())
     }

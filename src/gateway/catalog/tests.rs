@@ -169,6 +169,9 @@ fn every_fault_is_told_by_its_kind() {
     let gone = config(&upstream("u", "ollama", Peer::nobody()));
     let (catalog, _) = start(&gone);
     eventually("refused", || catalog.why_no_list("u").kind() == Kind::UpstreamConnect);
+    let key = Key { upstream: "u".into(), what: What::List };
+    let fault = catalog.shared.state.with(|state| state.peek(&key, clock::now())).fault.unwrap();
+    assert!(fault.causes().contains("refused"), "the log has the cause: {}", fault.causes());
     let begun = clock::now();
     assert!(catalog.lists(["u"])[0].is_none());
     assert!(clock::now() - begun < SECOND / 2, "nobody waits for one that was refused");

@@ -191,8 +191,8 @@ fn report(key: &Key, outcome: &Outcome, landed: &Landed) {
             let first = landed.turned == Some(false) || landed.first_failure;
             let quiet = matches!(fault.kind(), Kind::UpstreamModelNotFound | Kind::Draining);
             let level = if first && !quiet { log::Level::Warn } else { log::Level::Debug };
-            let (code, error) = (fault.kind().row().code, fault.error());
-            log_limited!(level, "catalog_fetch_failed", upstream, what, code, error:% = error);
+            let (code, error) = (fault.kind().row().code, fault.causes());
+            log_limited!(level, "catalog_fetch_failed", upstream, what, code, error);
         }
     }
 }
