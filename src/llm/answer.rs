@@ -9,7 +9,7 @@ use serde_json::value::RawValue;
 use super::calls;
 use super::seen::{self, Piece, Seen};
 use super::write::{Content, DONE, End};
-use super::{Ask, Dialect, Fault, Reply, Route, Usage, embeddings, json};
+use super::{Ask, Dialect, Fault, Reply, Route, Stream, Usage, embeddings, json};
 
 /// Turns a whole answer of the upstream (status 200) into the client's, and tells its tokens.
 ///
@@ -38,7 +38,7 @@ pub fn whole(
 }
 
 /// Turns a whole answer into the client's stream: for upstreams that do not stream although they
-/// were asked to.
+/// were asked to. A stream that was only called JSON is taken as what it is.
 ///
 /// # Errors
 /// As [`whole`].
@@ -49,10 +49,16 @@ pub fn whole_as_stream(
     body: &[u8],
 ) -> Result<(Vec<u8>, Option<Usage>), Fault> {
     // What is copied from it must not end a line. Line ends can only stand between tokens.
-    let body: Vec<u8> =
+    let flat: Vec<u8> =
         body.iter().map(|b| if matches!(b, b'\n' | b'\r') { b' ' } else { *b }).collect();
-    let text = utf8(&body)?.trim_ascii();
-    let seen = finished(ask.route(), upstream, text)?;
+    let text = utf8(&flat)?.trim_ascii();
+    let seen = match finished(ask.route(), upstream, text) {
+        Ok(seen) => seen,
+        Err(fault @ Fault::Malformed(_)) => {
+            return stream_called_whole(reply, ask, upstream, body).ok_or(fault);
+        }
+        Err(fault) => return Err(fault),
+    };
     let usage = seen.usage;
     let mut out = Vec::new();
     match (ask.route().dialect(), upstream) {
@@ -70,6 +76,27 @@ pub fn whole_as_stream(
         }
     }
     Ok((out, usage))
+}
+
+/// The client's stream, when the body is a whole stream of the upstream's.
+fn stream_called_whole(
+    reply: &mut Reply,
+    ask: &Ask,
+    upstream: Dialect,
+    body: &[u8],
+) -> Option<(Vec<u8>, Option<Usage>)> {
+    let (role_sent, calls_sent) = (reply.role_sent, reply.calls_sent);
+    let mut stream = Stream::new(reply, ask, upstream, body.len());
+    let mut out = Vec::new();
+    let fed = stream.feed(reply, body, &mut out);
+    match fed.and_then(|_| stream.end(reply, &mut out)) {
+        Ok(()) => Some((out, stream.usage())),
+        Err(_) => {
+            // Nothing was sent: the next attempt begins anew.
+            (reply.role_sent, reply.calls_sent) = (role_sent, calls_sent);
+            None
+        }
+    }
 }
 
 fn utf8(body: &[u8]) -> Result<&str, Fault> {

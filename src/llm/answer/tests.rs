@@ -303,6 +303,22 @@ fn a_whole_answer_and_its_stream_say_the_same_across() {
     assert_eq!(found.as_bytes(), expected);
 }
 
+#[test]
+fn a_stream_that_is_called_json_is_taken_as_what_it_is() {
+    let lines = "{\"message\":{\"content\":\"a\"},\"done\":false}\n{\"message\":{\"content\":\"\"},\"done\":true}\n";
+    assert_eq!(as_stream(Route::OllamaChat, false, Dialect::Ollama, lines).unwrap(), lines);
+    let events = "data: {\"choices\":[{\"delta\":{\"content\":\"a\"}}]}\n\ndata: [DONE]\n\n";
+    assert_eq!(as_stream(Route::ChatCompletions, false, Dialect::OpenAi, events).unwrap(), events);
+    let across = as_stream(Route::ChatCompletions, false, Dialect::Ollama, lines).unwrap();
+    assert!(across.ends_with("data: [DONE]\n\n"), "{across}");
+    // One that was cut is no answer, and leaves no trace for the next attempt.
+    let (ask, mut reply) = request(Route::ChatCompletions, true, false);
+    let cut = &lines.as_bytes()[..60];
+    let fault = whole_as_stream(&mut reply, &ask, Dialect::Ollama, cut).unwrap_err();
+    assert!(matches!(fault, Fault::Malformed(_)));
+    assert!(!reply.role_sent);
+}
+
 // === Error bodies ===
 
 #[test]

@@ -754,6 +754,35 @@ proptest! {
     }
 
     #[test]
+    fn what_is_said_survives_every_way_through(
+        said in prop::collection::vec((any::<String>(), any::<String>()), 1..5),
+        path in prop::collection::vec(any::<bool>(), 0..3),
+    ) {
+        // Texts and thoughts, sent as an Ollama chat, over any number of translations.
+        let mut bytes = String::new();
+        for (text, thought) in &said {
+            let message = serde_json::json!({"role": "assistant", "content": text, "thinking": thought});
+            bytes += &format!("{}\n", serde_json::json!({"message": message, "done": false}));
+        }
+        bytes += LAST;
+        let mut upstream = Dialect::Ollama;
+        for openai in path.into_iter().chain([false]) {
+            let route = if openai { Route::ChatCompletions } else { Route::OllamaChat };
+            let (out, result, _) = run((route, CHAT, upstream), &[bytes.as_bytes()]);
+            prop_assert_eq!(result, Ok(()));
+            bytes = String::from_utf8(out).unwrap();
+            upstream = route.dialect();
+        }
+        let all = |member: &str| -> String {
+            let lines = bytes.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+            lines.map(|line| line["message"][member].as_str().unwrap_or_default().to_owned()).collect()
+        };
+        let (texts, thoughts): (Vec<_>, Vec<_>) = said.into_iter().unzip();
+        prop_assert_eq!(all("content"), texts.concat());
+        prop_assert_eq!(all("thinking"), thoughts.concat());
+    }
+
+    #[test]
     fn changed_bytes_never_panic(
         (pairing, bytes) in session(),
         changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..8),
