@@ -57,7 +57,7 @@ fn without_a_key_in_the_config_any_bearer_is_ignored() {
     for lines in
         ["", "Authorization: Bearer x\r\n", "Authorization: Basic eDp5\r\n", "Authorization:\r\n"]
     {
-        assert_eq!(daemon.ask(get_with("/v1/models", lines)).status(), 200, "{lines:?}");
+        assert_eq!(daemon.ask(get_with("/api/version", lines)).status(), 200, "{lines:?}");
     }
 }
 
@@ -306,9 +306,7 @@ fn unknown_paths_are_404_and_wrong_methods_are_405_in_the_dialect_of_the_path() 
         "/nowhere",
         "/v1/nowhere",
         "/api/nowhere",
-        "/v1",
         "/v1/",
-        "/api",
         "/V1/models",
         "//v1/models",
         "/v1/chat",

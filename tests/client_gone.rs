@@ -45,7 +45,7 @@ impl Leave {
     /// Leaves, and gives the moment, and the connection if it is still half open.
     fn go(self, mut wire: Wire) -> (Instant, Option<Wire>) {
         if matches!(self, Leave::CloseBehindBytes) {
-            wire.send("GET /v1/mod");
+            wire.send("GET /api/ver");
         }
         let now = Instant::now();
         match self {
@@ -243,6 +243,7 @@ fn a_client_that_leaves_while_it_waits_for_a_permit_is_forgotten_at_once() {
     judge("waiting for a permit", times);
     opener.open();
     assert_eq!(holder.answer().unwrap().status(), 200);
+    drop(holder);
     assert_nothing_held(&daemon);
     assert_eq!(
         upstream.seen().len(),

@@ -32,7 +32,7 @@ fn others_are_answered<T>(daemon: &Daemon, name: &str, attack: impl FnOnce() -> 
             while !over.load(Ordering::Relaxed) || times.len() < 20 {
                 let begun = Instant::now();
                 let request = match turn % 3 {
-                    0 => ask::get("/v1/models"),
+                    0 => ask::get("/api/version"),
                     1 => ask::chat(Dialect::OpenAi, "echo", "hello", false),
                     _ => ask::chat(Dialect::Ollama, "echo", "hello", true),
                 };
@@ -172,7 +172,7 @@ fn a_thousand_slow_heads_cost_buffers_and_end_at_the_head_deadline() {
     others_are_answered(&daemon, "1,000 slow heads", || {
         let begun = Instant::now();
         let mut crowd = Crowd::connect(daemon.addr, 1000);
-        crowd.send_all(b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\nX: ");
+        crowd.send_all(b"GET /api/version HTTP/1.1\r\nHost: localhost\r\nX: ");
         let mut statuses = Vec::new();
         let mut closed_in_time = 0;
         while begun.elapsed() < patience(Duration::from_secs(6)) {
@@ -362,7 +362,7 @@ fn past_the_limit_of_connections_the_longest_idle_is_closed_for_the_newcomer() {
     let mut crowd = Crowd::connect(daemon.addr, 50);
     assert_eventually!(daemon.limit_now("server.connections_max") == 50);
     for _ in 0..3 {
-        let answer = daemon.ask(ask::get("/v1/models"));
+        let answer = daemon.ask(ask::get("/api/version"));
         assert_eq!(answer.status(), 200, "a newcomer must be served");
     }
     assert!(daemon.metrics().limit("high_water", "server.connections_max") <= 50);
@@ -391,7 +391,7 @@ fn past_the_limit_of_connections_a_newcomer_hears_503_when_all_are_busy() {
         upstream.wait_seen(&format!("busy {n}"));
     }
     let mut wire = daemon.connect();
-    let _ = wire.try_send(ask::get("/v1/models"));
+    let _ = wire.try_send(ask::get("/api/version"));
     let answer = wire.answer().expect("a newcomer is told");
     assert_eq!(answer.status(), 503);
     assert_eq!(answer.code(), "connections_full");
@@ -402,7 +402,7 @@ fn past_the_limit_of_connections_a_newcomer_hears_503_when_all_are_busy() {
     for mut wire in busy {
         assert_eq!(wire.answer().unwrap().status(), 200, "those inside are not disturbed");
     }
-    assert_eq!(daemon.ask(ask::get("/v1/models")).status(), 200);
+    assert_eq!(daemon.ask(ask::get("/api/version")).status(), 200);
 }
 
 #[test]
@@ -410,7 +410,7 @@ fn pipelined_requests_of_a_client_that_never_reads_stay_in_its_own_socket() {
     let sandbox = Sandbox::alone();
     let daemon = Daemon::start(&sandbox, &Conf::new().server("write_timeout = \"3s\""));
     let before = warm(&daemon);
-    let request = ask::get("/v1/models");
+    let request = ask::get("/api/version");
     others_are_answered(&daemon, "300,000 pipelined requests", || {
         let mut socket = TcpStream::connect(daemon.addr).unwrap();
         socket.set_write_timeout(Some(patience(Duration::from_secs(10)))).unwrap();
@@ -477,7 +477,7 @@ fn a_header_line_of_200_megabytes_is_refused_at_its_first_kilobytes() {
         for _ in 0..5 {
             let begun = Instant::now();
             let mut wire = daemon.connect();
-            wire.send("GET /v1/models HTTP/1.1\r\nHost: localhost\r\nX: ");
+            wire.send("GET /api/version HTTP/1.1\r\nHost: localhost\r\nX: ");
             let piece = vec![b'x'; 1 << 20];
             let mut sent = 0;
             while sent < 200 && wire.try_send(&piece).is_ok() {
@@ -496,7 +496,7 @@ fn a_header_line_of_200_megabytes_is_refused_at_its_first_kilobytes() {
     });
     // A client that stops in time hears why.
     let mut wire = daemon.connect();
-    wire.send(format!("GET /v1/models HTTP/1.1\r\nHost: localhost\r\nX: {}", "x".repeat(100_000)));
+    wire.send(format!("GET /api/version HTTP/1.1\r\nHost: localhost\r\nX: {}", "x".repeat(100_000)));
     assert_eq!(wire.answer().unwrap().status(), 431);
 }
 
@@ -566,7 +566,7 @@ fn simultaneous_connections_are_all_answered() {
             for _ in 0..24 {
                 scope.spawn(|| {
                     let mut wire = daemon.connect().wait_at_most(Duration::from_millis(1500));
-                    assert_eq!(wire.ask(ask::get("/v1/models")).status(), 200);
+                    assert_eq!(wire.ask(ask::get("/api/version")).status(), 200);
                 });
             }
         });
@@ -588,7 +588,7 @@ fn connections_that_come_and_go_leave_nothing_behind() {
             let Ok(mut wire) = Wire::try_connect(daemon.addr) else { panic!("refused at {n}") };
             let _ = match n % 6 {
                 0 => Ok(()),
-                1 => wire.try_send("GET /v1/mod"),
+                1 => wire.try_send("GET /api/ver"),
                 2 => wire.try_send(&ask::chat(Dialect::OpenAi, "echo", "hello", true)[..60]),
                 3 => wire.try_send(ask::chat(Dialect::OpenAi, "echo", &"hello ".repeat(200), true)),
                 4 => wire.try_send(ask::chat(Dialect::Ollama, "echo", "hello", false)),

@@ -62,9 +62,9 @@ fn a_head_of_head_max_is_taken_and_a_larger_one_is_not() {
     let sandbox = Sandbox::new();
     let daemon = Daemon::start(&sandbox, &Conf::new().server("head_max = \"2KiB\""));
     let head = |size: usize| {
-        let empty = "GET /v1/models HTTP/1.1\r\nHost: localhost\r\nX: \r\n\r\n";
+        let empty = "GET /api/version HTTP/1.1\r\nHost: localhost\r\nX: \r\n\r\n";
         let text = format!(
-            "GET /v1/models HTTP/1.1\r\nHost: localhost\r\nX: {}\r\n\r\n",
+            "GET /api/version HTTP/1.1\r\nHost: localhost\r\nX: {}\r\n\r\n",
             "x".repeat(size - empty.len())
         );
         assert_eq!(text.len(), size);
@@ -83,7 +83,7 @@ fn a_head_of_head_max_is_taken_and_a_larger_one_is_not() {
     }
     // Many small lines are as bad as a long one.
     let many =
-        format!("GET /v1/models HTTP/1.1\r\nHost: localhost\r\n{}\r\n", "X: y\r\n".repeat(500));
+        format!("GET /api/version HTTP/1.1\r\nHost: localhost\r\n{}\r\n", "X: y\r\n".repeat(500));
     assert_eq!(daemon.ask(many).status(), 431);
 }
 
@@ -94,7 +94,7 @@ fn the_number_of_header_lines_and_the_length_of_the_target_are_bounded() {
         Daemon::start(&sandbox, &Conf::new().server("headers_max = 20\ntarget_max = \"256B\""));
     for (lines, status) in [(19, 200), (20, 200), (21, 431), (200, 431)] {
         let head = format!(
-            "GET /v1/models HTTP/1.1\r\nHost: localhost\r\n{}\r\n",
+            "GET /api/version HTTP/1.1\r\nHost: localhost\r\n{}\r\n",
             "X: y\r\n".repeat(lines - 1)
         );
         assert_eq!(daemon.ask(head).status(), status, "{lines} header lines");
@@ -187,7 +187,7 @@ fn exchanges_past_their_limit_wait_as_data_and_past_that_are_shed() {
     assert_shed(&shed.answer().unwrap(), "waiting_full");
     assert!(begun.elapsed() < Duration::from_millis(500), "a refusal waits: {:?}", begun.elapsed());
     // Local answers need no exchange.
-    assert_eq!(daemon.ask(ask::get("/v1/models")).status(), 200);
+    assert_eq!(daemon.ask(ask::get("/api/version")).status(), 200);
     assert_eq!(upstream.seen().len(), 3);
     gate.open();
     for wire in running.iter_mut().chain(&mut waiting) {
@@ -345,7 +345,7 @@ fn an_idle_connection_is_closed_without_a_word() {
     let daemon = Daemon::start(&sandbox, &Conf::new().server("keepalive_timeout = \"500ms\""));
     let mut wire = daemon.connect();
     for _ in 0..3 {
-        assert_eq!(wire.ask(ask::get("/v1/models")).status(), 200);
+        assert_eq!(wire.ask(ask::get("/api/version")).status(), 200);
         std::thread::sleep(Duration::from_millis(250));
     }
     let begun = Instant::now();
@@ -384,7 +384,7 @@ fn a_head_and_a_body_have_absolute_deadlines() {
         );
         assert!(wire.closes_within(Duration::from_secs(2)));
     };
-    drip(b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\nX: ", b"x", 600);
+    drip(b"GET /api/version HTTP/1.1\r\nHost: localhost\r\nX: ", b"x", 600);
     drip(
         b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000\r\n\r\n",
         &[b' '; 1000],
@@ -490,7 +490,7 @@ fn connections_of_one_address_are_bounded_when_asked_for() {
         Daemon::spawn(&sandbox, &config, addr, ops, &crate::support::daemon::Start::default());
     daemon.wait_ready().unwrap();
     let request =
-        format!("GET /v1/models HTTP/1.1\r\nHost: {addr}\r\nAuthorization: Bearer k\r\n\r\n");
+        format!("GET /api/version HTTP/1.1\r\nHost: {addr}\r\nAuthorization: Bearer k\r\n\r\n");
     let mut inside: Vec<Wire> = (0..5).map(|_| daemon.connect()).collect();
     for wire in &mut inside {
         assert_eq!(wire.ask(&request).status(), 200);

@@ -92,13 +92,13 @@ fn every_request_has_one_access_line_that_tells_what_happened() {
         (
             ask::post(
                 "/v1/chat/completions",
-                &serde_json::json!({"model": "no-such", "messages": []}),
+                &serde_json::json!({"model": "no-such", "messages": [{"role": "user", "content": "x"}]}),
             ),
             "id-no-model",
             "404",
         ),
         (ask::post_with("/v1/chat/completions", "", b"{"), "id-json", "400"),
-        (ask::get("/v1/models"), "id-list", "200"),
+        (ask::get("/api/version"), "id-version", "200"),
         (ask::get("/v1/chat/completions"), "id-405", "405"),
     ];
     for (request, id, status) in cases {
@@ -121,7 +121,7 @@ fn a_request_id_of_a_client_is_taken_over_only_when_it_is_sane() {
     let daemon = Daemon::start(&sandbox, &Conf::new());
     let id = |value: &str| {
         let text =
-            format!("GET /v1/models HTTP/1.1\r\nHost: localhost\r\nx-request-id: {value}\r\n\r\n");
+            format!("GET /api/version HTTP/1.1\r\nHost: localhost\r\nx-request-id: {value}\r\n\r\n");
         daemon.ask(text).header("x-request-id").unwrap().to_owned()
     };
     assert_eq!(id("abc-123"), "abc-123");
@@ -131,8 +131,8 @@ fn a_request_id_of_a_client_is_taken_over_only_when_it_is_sane() {
         let made = id(odd);
         assert!(made != odd && made.len() == 26, "{odd:?} gave {made:?}");
     }
-    let one = daemon.ask(ask::get("/v1/models")).header("x-request-id").unwrap().to_owned();
-    let two = daemon.ask(ask::get("/v1/models")).header("x-request-id").unwrap().to_owned();
+    let one = daemon.ask(ask::get("/api/version")).header("x-request-id").unwrap().to_owned();
+    let two = daemon.ask(ask::get("/api/version")).header("x-request-id").unwrap().to_owned();
     assert_ne!(one, two);
 }
 
@@ -297,7 +297,7 @@ fn serves_as_ever(daemon: &Daemon, name: &str) {
     let mut wire = daemon.connect();
     let begun = Instant::now();
     for n in 0..3000 {
-        let answer = wire.ask(ask::get("/v1/models"));
+        let answer = wire.ask(ask::get("/api/version"));
         assert_eq!(answer.status(), 200, "{name}: request {n}");
     }
     assert!(
@@ -330,7 +330,7 @@ fn a_closed_standard_error_changes_nothing() {
     let mut daemon = Daemon::start_with(&sandbox, &Conf::new(), &start);
     serves_as_ever(&daemon, "closed");
     // A socket that took descriptor 2 must not be written to by the log.
-    let answer = daemon.ask(ask::get("/v1/models"));
+    let answer = daemon.ask(ask::get("/api/version"));
     assert!(answer.json().is_object());
     assert_eq!(daemon.stop().code(), Some(0));
 }
@@ -378,7 +378,7 @@ fn a_log_folder_that_goes_away_is_survived() {
     let dir = sandbox.path("logs");
     let conf = Conf::new().log(&format!("dir = {dir:?}\nrotate_size = \"64KiB\"\nkeep_files = 2"));
     let mut daemon = Daemon::start(&sandbox, &conf);
-    daemon.ask(ask::get("/v1/models"));
+    daemon.ask(ask::get("/api/version"));
     std::fs::remove_dir_all(&dir).unwrap();
     serves_as_ever(&daemon, "folder gone");
     // A file stands where the folder was.

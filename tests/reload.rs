@@ -251,13 +251,13 @@ fn live_settings_are_in_force_at_once() {
     assert_eq!(
         daemon
             .ask(format!(
-                "GET /v1/models HTTP/1.1\r\nHost: localhost\r\nX: {}\r\n\r\n",
+                "GET /api/version HTTP/1.1\r\nHost: localhost\r\nX: {}\r\n\r\n",
                 "x".repeat(2000)
             ))
             .status(),
         431
     );
-    assert_eq!(daemon.ask("GET /v1/models HTTP/1.1\r\nHost: gate.example\r\n\r\n").status(), 200);
+    assert_eq!(daemon.ask("GET /api/version HTTP/1.1\r\nHost: gate.example\r\n\r\n").status(), 200);
     let metrics = daemon.metrics();
     assert_eq!(metrics.limit("max", "server.connections_max"), 77);
     assert_eq!(metrics.limit("max", "server.exchanges_max"), 33);

@@ -76,7 +76,7 @@ fn term_and_int_stop_an_idle_daemon_at_once_with_success() {
         let mut daemon = Daemon::start(&sandbox, &Conf::new());
         // An idle client does not hold it up.
         let mut idle = daemon.connect();
-        assert_eq!(idle.ask(ask::get("/v1/models")).status(), 200);
+        assert_eq!(idle.ask(ask::get("/api/version")).status(), 200);
         let silent = daemon.connect();
         let begun = Instant::now();
         daemon.signal(signal);
@@ -109,7 +109,7 @@ fn streams_and_answers_in_flight_finish_while_nothing_new_is_taken() {
     whole.send(ask::chat(Dialect::OpenAi, "oa/gated", "whole", false));
     upstreams[0].wait_seen("whole");
     let mut idle = daemon.connect();
-    assert_eq!(idle.ask(ask::get("/v1/models")).status(), 200);
+    assert_eq!(idle.ask(ask::get("/api/version")).status(), 200);
     daemon.signal(Signal::TERM);
     // Readiness goes first, liveness stays.
     assert_eventually!(
@@ -245,7 +245,7 @@ fn usr1_and_hup_open_the_log_files_again() {
     };
     let request = |id: &str| {
         let text =
-            format!("GET /v1/models HTTP/1.1\r\nHost: localhost\r\nx-request-id: {id}\r\n\r\n");
+            format!("GET /api/version HTTP/1.1\r\nHost: localhost\r\nx-request-id: {id}\r\n\r\n");
         assert_eq!(daemon.ask(text).status(), 200);
     };
     request("first-line");

@@ -38,7 +38,7 @@ const BAD: Expect = Refused(&[400]);
 
 /// A `GET` with this further text behind the Host line (each line with its CRLF).
 fn get_with(lines: &str) -> String {
-    format!("GET /v1/models HTTP/1.1\r\nHost: localhost\r\n{lines}\r\n")
+    format!("GET /api/version HTTP/1.1\r\nHost: localhost\r\n{lines}\r\n")
 }
 
 /// A chat to `echo` with these header lines instead of `Content-Length`, and this body as it is.
@@ -253,86 +253,86 @@ fn chunk_rows() -> Vec<Row> {
 
 fn head_rows() -> Vec<Row> {
     let mut rows = vec![
-        row("no Host", "GET /v1/models HTTP/1.1\r\n\r\n", BAD),
+        row("no Host", "GET /api/version HTTP/1.1\r\n\r\n", BAD),
         row(
             "two Hosts",
-            "GET /v1/models HTTP/1.1\r\nHost: localhost\r\nHost: localhost\r\n\r\n",
+            "GET /api/version HTTP/1.1\r\nHost: localhost\r\nHost: localhost\r\n\r\n",
             BAD,
         ),
         row(
             "two Hosts that differ",
-            "GET /v1/models HTTP/1.1\r\nHost: localhost\r\nHost: evil.example\r\n\r\n",
+            "GET /api/version HTTP/1.1\r\nHost: localhost\r\nHost: evil.example\r\n\r\n",
             BAD,
         ),
-        row("an empty Host", "GET /v1/models HTTP/1.1\r\nHost:\r\n\r\n", Refused(&[400, 403])),
-        row("a Host with a space", "GET /v1/models HTTP/1.1\r\nHost: local host\r\n\r\n", BAD),
+        row("an empty Host", "GET /api/version HTTP/1.1\r\nHost:\r\n\r\n", Refused(&[400, 403])),
+        row("a Host with a space", "GET /api/version HTTP/1.1\r\nHost: local host\r\n\r\n", BAD),
         row(
             "a Host with a path",
-            "GET /v1/models HTTP/1.1\r\nHost: localhost/x\r\n\r\n",
+            "GET /api/version HTTP/1.1\r\nHost: localhost/x\r\n\r\n",
             Refused(&[400, 403]),
         ),
         row(
             "a Host with a user",
-            "GET /v1/models HTTP/1.1\r\nHost: x@localhost\r\n\r\n",
+            "GET /api/version HTTP/1.1\r\nHost: x@localhost\r\n\r\n",
             Refused(&[400, 403]),
         ),
         row(
             "a Host with a bad port",
-            "GET /v1/models HTTP/1.1\r\nHost: localhost:99999\r\n\r\n",
+            "GET /api/version HTTP/1.1\r\nHost: localhost:99999\r\n\r\n",
             Refused(&[400, 403]),
         ),
         row(
             "a list of Hosts",
-            "GET /v1/models HTTP/1.1\r\nHost: localhost, localhost\r\n\r\n",
+            "GET /api/version HTTP/1.1\r\nHost: localhost, localhost\r\n\r\n",
             Refused(&[400, 403]),
         ),
         row(
             "HTTP/1.0 without a Host",
-            "GET /v1/models HTTP/1.0\r\nConnection: keep-alive\r\n\r\n",
+            "GET /api/version HTTP/1.0\r\nConnection: keep-alive\r\n\r\n",
             Served(&[200]),
         ),
         row("one leading CRLF", format!("\r\n{}", get_with("")), Served(&[200])),
         row("many leading CRLFs", format!("\r\n\r\n\r\n\r\n{}", get_with("")), BAD),
         row("a leading LF", format!("\n{}", get_with("")), BAD),
         row("a leading space", format!(" {}", get_with("")), BAD),
-        row("lines that end in LF", "GET /v1/models HTTP/1.1\nHost: localhost\n\n", BAD),
+        row("lines that end in LF", "GET /api/version HTTP/1.1\nHost: localhost\n\n", BAD),
         row(
             "one line that ends in LF",
-            "GET /v1/models HTTP/1.1\r\nHost: localhost\nX: y\r\n\r\n",
+            "GET /api/version HTTP/1.1\r\nHost: localhost\nX: y\r\n\r\n",
             BAD,
         ),
-        row("a head that ends in LF", "GET /v1/models HTTP/1.1\r\nHost: localhost\r\n\n", BAD),
+        row("a head that ends in LF", "GET /api/version HTTP/1.1\r\nHost: localhost\r\n\n", BAD),
         row("an empty field name", get_with(": x\r\n"), BAD),
         row("a line without a colon", get_with("just words\r\n"), BAD),
         row("a folded line", get_with("X-A: b\r\n c\r\n"), BAD),
         row(
             "a folded first line",
-            "GET /v1/models HTTP/1.1\r\n X: y\r\nHost: localhost\r\n\r\n",
+            "GET /api/version HTTP/1.1\r\n X: y\r\nHost: localhost\r\n\r\n",
             BAD,
         ),
         row("a tab at the start of a line", get_with("X-A: b\r\n\tc\r\n"), BAD),
         row(
             "two spaces in the request line",
-            "GET  /v1/models HTTP/1.1\r\nHost: localhost\r\n\r\n",
+            "GET  /api/version HTTP/1.1\r\nHost: localhost\r\n\r\n",
             BAD,
         ),
-        row("a space at its end", "GET /v1/models HTTP/1.1 \r\nHost: localhost\r\n\r\n", BAD),
+        row("a space at its end", "GET /api/version HTTP/1.1 \r\nHost: localhost\r\n\r\n", BAD),
         row(
             "a word behind the version",
-            "GET /v1/models HTTP/1.1 x\r\nHost: localhost\r\n\r\n",
+            "GET /api/version HTTP/1.1 x\r\nHost: localhost\r\n\r\n",
             BAD,
         ),
-        row("a space in the target", "GET /v1/ models HTTP/1.1\r\nHost: localhost\r\n\r\n", BAD),
+        row("a space in the target", "GET /v1/ modsion HTTP/1.1\r\nHost: localhost\r\n\r\n", BAD),
         row(
             "a tab in the request line",
-            "GET\t/v1/models HTTP/1.1\r\nHost: localhost\r\n\r\n",
+            "GET\t/api/version HTTP/1.1\r\nHost: localhost\r\n\r\n",
             BAD,
         ),
-        row("no version", "GET /v1/models\r\nHost: localhost\r\n\r\n", BAD),
+        row("no version", "GET /api/version\r\nHost: localhost\r\n\r\n", BAD),
         row("no target", "GET HTTP/1.1\r\nHost: localhost\r\n\r\n", BAD),
-        row("no method", "/v1/models HTTP/1.1\r\nHost: localhost\r\n\r\n", BAD),
-        row("a target without a slash", "GET v1/models HTTP/1.1\r\nHost: localhost\r\n\r\n", BAD),
-        row("a method that is no token", "G(T /v1/models HTTP/1.1\r\nHost: localhost\r\n\r\n", BAD),
+        row("no method", "/api/version HTTP/1.1\r\nHost: localhost\r\n\r\n", BAD),
+        row("a target without a slash", "GET v1/modsion HTTP/1.1\r\nHost: localhost\r\n\r\n", BAD),
+        row("a method that is no token", "G(T /api/version HTTP/1.1\r\nHost: localhost\r\n\r\n", BAD),
         row("an asterisk for GET", "GET * HTTP/1.1\r\nHost: localhost\r\n\r\n", BAD),
         row(
             "a tunnel",
@@ -341,7 +341,7 @@ fn head_rows() -> Vec<Row> {
         ),
         row(
             "another host in the target",
-            "GET http://evil.example/v1/models HTTP/1.1\r\nHost: localhost\r\n\r\n",
+            "GET http://evil.example/api/version HTTP/1.1\r\nHost: localhost\r\n\r\n",
             Refused(&[400, 403]),
         ),
         row(
@@ -351,12 +351,12 @@ fn head_rows() -> Vec<Row> {
         ),
         row(
             "a fragment in the target",
-            "GET /v1/models#x HTTP/1.1\r\nHost: localhost\r\n\r\n",
+            "GET /api/version#x HTTP/1.1\r\nHost: localhost\r\n\r\n",
             Refused(&[400, 404]),
         ),
         row(
             "the absolute form",
-            "GET http://localhost/v1/models HTTP/1.1\r\nHost: localhost\r\n\r\n",
+            "GET http://localhost/api/version HTTP/1.1\r\nHost: localhost\r\n\r\n",
             Served(&[200]),
         ),
         row("white space around a value", get_with("X-A: \t b \t \r\n"), Served(&[200])),
@@ -376,7 +376,7 @@ fn head_rows() -> Vec<Row> {
         ),
     ];
     for version in ["HTTP/2.0", "HTTP/3.0", "HTTP/2", "HTTP/0.9"] {
-        let text = format!("GET /v1/models {version}\r\nHost: localhost\r\n\r\n");
+        let text = format!("GET /api/version {version}\r\nHost: localhost\r\n\r\n");
         rows.push(row(&format!("version {version}"), text, Refused(&[400, 505])));
     }
     for version in [
@@ -389,7 +389,7 @@ fn head_rows() -> Vec<Row> {
         "HTTPS/1.1",
         "HTTP/1.01",
     ] {
-        let text = format!("GET /v1/models {version}\r\nHost: localhost\r\n\r\n");
+        let text = format!("GET /api/version {version}\r\nHost: localhost\r\n\r\n");
         rows.push(row(&format!("version {version}"), text, Refused(&[400, 505])));
     }
     rows.push(row(
@@ -419,13 +419,13 @@ fn head_rows() -> Vec<Row> {
     latin.extend_from_slice(b"\xe9\r\n\r\n");
     rows.push(row("a value in Latin-1", latin, BAD));
     for byte in [0u8, 1, b'\t', 0x7f, 0x80, 0xe9, 0xff, b'\r', b'\n'] {
-        let mut text = b"GET /v1/mod".to_vec();
+        let mut text = b"GET /api/ver".to_vec();
         text.push(byte);
-        text.extend_from_slice(b"els HTTP/1.1\r\nHost: localhost\r\n\r\n");
+        text.extend_from_slice(b"sion HTTP/1.1\r\nHost: localhost\r\n\r\n");
         rows.push(row(&format!("a target with the byte {byte:#04x}"), text, BAD));
     }
     for method in ["get", "Get", "BREW", "X"] {
-        let text = format!("{method} /v1/models HTTP/1.1\r\nHost: localhost\r\n\r\n");
+        let text = format!("{method} /api/version HTTP/1.1\r\nHost: localhost\r\n\r\n");
         rows.push(row(&format!("a method {method}"), text, Served(&[405])));
     }
     rows
@@ -559,7 +559,7 @@ fn a_body_that_nobody_reads_is_never_taken_for_a_request() {
         ("Transfer-Encoding: chunked\r\n".to_owned(), format!("{size:x}\r\n{inner}\r\n0\r\n\r\n")),
     ];
     for (lines, body) in &bodies {
-        for path in ["/nowhere", "/v1/models", "/api/version", "/"] {
+        for path in ["/nowhere", "/api/version", "/api/version", "/"] {
             for method in ["POST", "PUT", "DELETE", "OPTIONS", "GET"] {
                 let mut wire = daemon.connect().wait_at_most(Duration::from_secs(3));
                 let head = format!("{method} {path} HTTP/1.1\r\nHost: localhost\r\n{lines}\r\n");
@@ -755,7 +755,7 @@ fn http_1_0_closes_unless_asked_to_stay_and_knows_no_chunks() {
     let sandbox = Sandbox::new();
     let daemon = Daemon::start(&sandbox, &Conf::new());
     let mut wire = daemon.connect();
-    wire.send("GET /v1/models HTTP/1.0\r\nHost: localhost\r\n\r\n");
+    wire.send("GET /api/version HTTP/1.0\r\nHost: localhost\r\n\r\n");
     assert_eq!(wire.answer().unwrap().status(), 200);
     assert!(wire.closes_within(Duration::from_secs(2)));
     // A stream for HTTP/1.0 has no chunks; its end is the end of the connection.
@@ -780,7 +780,7 @@ fn http_1_0_closes_unless_asked_to_stay_and_knows_no_chunks() {
 fn head_has_the_length_of_get_and_no_body() {
     let sandbox = Sandbox::new();
     let daemon = Daemon::start(&sandbox, &Conf::new());
-    for path in ["/", "/api/version", "/api/tags", "/v1/models", "/nowhere"] {
+    for path in ["/", "/api/version", "/api/tags", "/api/version", "/nowhere"] {
         let get = daemon.ask(ask::get(path));
         let mut wire = daemon.connect();
         let head = wire.ask(format!("HEAD {path} HTTP/1.1\r\nHost: localhost\r\n\r\n"));

@@ -192,7 +192,7 @@ impl Daemon {
     /// Fails when it no longer runs or no longer answers.
     pub fn assert_well(&self, context: &str) {
         assert!(self.process().alive(), "{context}: the daemon is dead\n{}", self.log());
-        let answer = self.ask(ask::get("/v1/models"));
+        let answer = self.ask(ask::get("/api/version"));
         assert_eq!(answer.status(), 200, "{context}");
         let panics = self.log().lines().filter(|line| line.contains("panic")).count();
         assert_eq!(panics, 0, "{context}: a panic\n{}", self.log());
@@ -230,7 +230,7 @@ impl Drop for Daemon {
         let _ = self.child.wait();
         if std::thread::panicking() {
             let log = self.log();
-            let tail: Vec<&str> = log.lines().rev().take(60).collect();
+            let tail: Vec<&str> = log.lines().rev().take(8).collect();
             let tail: Vec<&str> = tail.into_iter().rev().collect();
             eprintln!("--- the daemon's last lines\n{}\n---", tail.join("\n"));
         }
