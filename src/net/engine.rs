@@ -29,6 +29,9 @@ use crate::base::thread::{self, Thread};
 /// Sockets between the accept thread and the parking thread.
 const ACCEPTED_MAX: usize = 256;
 
+/// How long the threads of an engine that is dropped without [`Engine::stop`] may take to end.
+const DROP_TIMEOUT: Duration = Duration::from_secs(1);
+
 /// How long the parking thread may be silent: it wakes every second and never blocks.
 const PARK_SILENCE_MAX: Duration = Duration::from_secs(10);
 
@@ -107,12 +110,15 @@ impl Engine {
         let beat = heartbeats.register(&park_name, PARK_SILENCE_MAX);
         let park = Park::new(Arc::clone(&shared), poll, to_park, queue);
         let park = thread::spawn(&park_name, move || park.run(&beat))?;
+        // From here on a failure drops the engine, which ends what was started.
+        let mut engine = Engine { shared, address, accept: None, park: Some(park) };
         let (stop, stopped) = UnixStream::pair()?;
-        let for_accept = Arc::clone(&shared);
+        let for_accept = Arc::clone(&engine.shared);
         let accept = thread::spawn(&format!("accept-{}", fixed.name), move || {
             accept::run(&for_accept, &listener, &stopped, &accepted);
         })?;
-        Ok(Engine { shared, address, accept: Some((stop, accept)), park: Some(park) })
+        engine.accept = Some((stop, accept));
+        Ok(engine)
     }
 
     /// Where it listens: the port that was bound when port 0 was asked for.
@@ -148,6 +154,10 @@ impl Engine {
 
     /// Ends all threads; those that are not done by `deadline` are left behind. Returns how many.
     pub fn stop(mut self, deadline: Instant) -> usize {
+        self.halt(deadline)
+    }
+
+    fn halt(&mut self, deadline: Instant) -> usize {
         self.begin_drain();
         self.shared.stopping.store(true, SeqCst);
         self.shared.inbox.wake();
@@ -155,6 +165,14 @@ impl Engine {
             park.join();
         }
         self.shared.workers.join(|| clock::now() >= deadline)
+    }
+}
+
+/// An engine that is not stopped but dropped (the start failed further up) still ends its threads:
+/// the parking thread waits for a word, and its handle for its end.
+impl Drop for Engine {
+    fn drop(&mut self) {
+        self.halt(clock::now() + DROP_TIMEOUT);
     }
 }
 
