@@ -379,6 +379,7 @@ fn a_log_folder_that_goes_away_is_survived() {
     let conf = Conf::new().log(&format!("dir = {dir:?}\nrotate_size = \"64KiB\"\nkeep_files = 2"));
     let mut daemon = Daemon::start(&sandbox, &conf);
     daemon.ask(ask::get("/api/version"));
+    assert_eventually!(bytes_in(&dir).1 > 0, "nothing is logged into the folder");
     std::fs::remove_dir_all(&dir).unwrap();
     serves_as_ever(&daemon, "folder gone");
     // A file stands where the folder was.

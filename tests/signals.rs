@@ -236,7 +236,7 @@ fn usr1_and_hup_open_the_log_files_again() {
     let conf = Conf::new().log(&format!("dir = {dir:?}"));
     let daemon = Daemon::start(&sandbox, &conf);
     let files = || -> Vec<std::path::PathBuf> {
-        std::fs::read_dir(&dir).unwrap().map(|entry| entry.unwrap().path()).collect()
+        std::fs::read_dir(&dir).into_iter().flatten().flatten().map(|entry| entry.path()).collect()
     };
     let find = |id: &str| {
         files()
