@@ -506,7 +506,11 @@ impl Park {
                 conn.shut_write();
                 self.linger(conn, now);
             } else {
-                self.park(conn, Purpose::Next, now);
+                // Read in the next round, not here: a client that sends one request after another
+                // that is refused would take this thread, and its stack, for itself.
+                let index = self.insert(conn, State::Next);
+                self.rest(index, now);
+                self.again.push(index);
             }
             return;
         }
