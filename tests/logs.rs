@@ -120,8 +120,9 @@ fn a_request_id_of_a_client_is_taken_over_only_when_it_is_sane() {
     let sandbox = Sandbox::new();
     let daemon = Daemon::start(&sandbox, &Conf::new());
     let id = |value: &str| {
-        let text =
-            format!("GET /api/version HTTP/1.1\r\nHost: localhost\r\nx-request-id: {value}\r\n\r\n");
+        let text = format!(
+            "GET /api/version HTTP/1.1\r\nHost: localhost\r\nx-request-id: {value}\r\n\r\n"
+        );
         daemon.ask(text).header("x-request-id").unwrap().to_owned()
     };
     assert_eq!(id("abc-123"), "abc-123");

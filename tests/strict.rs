@@ -332,7 +332,11 @@ fn head_rows() -> Vec<Row> {
         row("no target", "GET HTTP/1.1\r\nHost: localhost\r\n\r\n", BAD),
         row("no method", "/api/version HTTP/1.1\r\nHost: localhost\r\n\r\n", BAD),
         row("a target without a slash", "GET v1/modsion HTTP/1.1\r\nHost: localhost\r\n\r\n", BAD),
-        row("a method that is no token", "G(T /api/version HTTP/1.1\r\nHost: localhost\r\n\r\n", BAD),
+        row(
+            "a method that is no token",
+            "G(T /api/version HTTP/1.1\r\nHost: localhost\r\n\r\n",
+            BAD,
+        ),
         row("an asterisk for GET", "GET * HTTP/1.1\r\nHost: localhost\r\n\r\n", BAD),
         row(
             "a tunnel",
@@ -790,4 +794,39 @@ fn head_has_the_length_of_get_and_no_body() {
         // In step.
         assert_eq!(wire.ask(ask::get("/api/version")).status(), 200);
     }
+}
+
+/// Refusals are answered by the thread that holds all waiting connections: a client that only sends
+/// such requests must not take it for itself, nor its stack.
+#[test]
+fn endless_refusals_on_one_connection_neither_end_the_daemon_nor_hold_it_up() {
+    const COUNT: usize = 20_000;
+    let sandbox = Sandbox::new();
+    let daemon = Daemon::start(&sandbox, &Conf::new());
+    for request in [ask::get("/nowhere"), b"BREW / HTTP/1.1\r\nHost: localhost\r\n\r\n".to_vec()] {
+        let mut wire = daemon.connect();
+        let mut writer = wire.socket().try_clone().unwrap();
+        let all = request.repeat(COUNT);
+        let sender = std::thread::spawn(move || {
+            use std::io::Write;
+            let _ = writer.write_all(&all);
+        });
+        for n in 0..COUNT {
+            match wire.answer() {
+                Ok(answer) => assert!((400..500).contains(&answer.status())),
+                Err(fault) => panic!("{n} answers, then {fault:?}"),
+            }
+            if n % 2000 == 0 {
+                let begun = Instant::now();
+                assert_eq!(daemon.ask(ask::get("/api/version")).status(), 200);
+                assert!(
+                    begun.elapsed() < Duration::from_secs(1),
+                    "others wait {:?}",
+                    begun.elapsed()
+                );
+            }
+        }
+        sender.join().unwrap();
+    }
+    daemon.assert_well("after endless refusals");
 }
