@@ -26,8 +26,10 @@ use crate::base::metrics::{Counter, Limit, Registry};
 use crate::base::permits::Permits;
 use crate::base::thread::{self, Thread};
 
-/// Sockets between the accept thread and the parking thread.
-const ACCEPTED_MAX: usize = 256;
+/// Sockets between the accept thread and the parking thread. They have a descriptor and no place
+/// under `server.connections_max` yet, so they must fit into the reserve of descriptors: with more,
+/// a crowd at the door used up the descriptors before idle connections could make room.
+const ACCEPTED_MAX: usize = 8;
 
 /// How long the threads of an engine that is dropped without [`Engine::stop`] may take to end.
 const DROP_TIMEOUT: Duration = Duration::from_secs(1);
