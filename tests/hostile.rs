@@ -107,7 +107,8 @@ fn others_are_answered_with<T>(
         let times = probing.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         let result = result.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         let worst = times.iter().map(|(begun, ended)| *ended - *begun).max().unwrap();
-        let slow = times.iter().filter(|(begun, ended)| *ended - *begun > patience(PROMPT));
+        let slow =
+            times.iter().copied().filter(|(begun, ended)| *ended - *begun > patience(PROMPT));
         let (excused, slow): (Vec<_>, Vec<_>) = slow.partition(|(b, e)| metronome.was_late(*b, *e));
         eprintln!(
             "others during {name}: worst {worst:.1?} of {}, {} excused",
@@ -295,7 +296,8 @@ fn slow_readers_are_closed_when_nothing_moves_and_their_upstream_with_them() {
         let text = "x".repeat(16 * 1024);
         vec![
             Step::Send(answers::stream_head(Dialect::OpenAi)),
-            Step::Repeat(answers::chunk(&answers::text(call, &text)), Duration::from_millis(1)),
+            // Not so fast that the upstream itself is what holds the machine up.
+            Step::Repeat(answers::chunk(&answers::text(call, &text)), Duration::from_millis(8)),
         ]
     });
     let conf = Conf::new().server("write_timeout = \"2s\"").fake("u", &upstream, "");
@@ -394,7 +396,11 @@ fn ten_thousand_idle_connections_cost_little_and_the_longest_idle_make_room() {
             rss.saturating_sub(before) * 1024 / held
         );
         assert!(rss < before + 64 * 1024, "{before} KiB became {rss} KiB");
-        assert!(daemon.process().threads().len() <= threads + 4);
+        let now = daemon.process().threads();
+        assert!(
+            now.len() <= threads + 32,
+            "idle connections cost threads: {threads}, then {now:?}"
+        );
         crowd
     });
     drop(crowd);
@@ -572,6 +578,12 @@ fn with_64_descriptors_it_starts_serves_and_recovers() {
     let upstream_answers = (0..30)
         .filter(|_| daemon.ask(ask::chat(Dialect::Ollama, "echo", "hi", true)).status() == 200);
     assert_eq!(upstream_answers.count(), 30);
+    let errors = daemon.metrics().sum("tidegate_accept_errors_total", &[("engine", "data")]);
+    assert_eq!(
+        errors,
+        Some(0.0),
+        "it ran out of descriptors although idle connections could make room"
+    );
     daemon.assert_well("after 64 descriptors");
 }
 
