@@ -118,7 +118,7 @@ impl Ask {
         self.wants_usage
     }
 
-    /// `options.num_ctx`, when the request has it.
+    /// `options.num_ctx` of an Ollama request, when it has it.
     pub fn num_ctx(&self) -> Option<u64> {
         self.num_ctx
     }
