@@ -3,7 +3,6 @@
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -12,6 +11,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use crate::support::conf::Conf;
 use crate::support::daemon::{Daemon, Start};
 use crate::support::peers::{FakeUpstream, Gate, Step, answers};
+use crate::support::process::Process;
 use crate::support::sandbox::Sandbox;
 use crate::support::stream::Dialect;
 use crate::support::wire::{Body, Fault, Wire};
@@ -20,32 +20,39 @@ use crate::support::{ask, patience};
 /// The bound of every answer to somebody else.
 const PROMPT: Duration = Duration::from_millis(100);
 
-/// Wakes every millisecond and notes when it woke late: then the machine was busy with something
-/// else, and nobody could have answered in time.
-struct Metronome {
-    late: Mutex<Vec<(Instant, Instant)>>,
+/// How much of the machine others than this test and its daemon take. A test of times says nothing
+/// on a machine that is busy with something else.
+struct Others {
+    total: u64,
+    ours: u64,
+    daemon: Process,
 }
 
-/// How late the metronome must wake for a slow answer not to count.
-const LATE: Duration = Duration::from_millis(30);
-
-impl Metronome {
-    fn run(&self, over: &AtomicBool) {
-        let tick = Duration::from_millis(1);
-        while !over.load(Ordering::Relaxed) {
-            let before = Instant::now();
-            std::thread::sleep(tick);
-            let now = Instant::now();
-            if now - before > tick + LATE {
-                self.late.lock().unwrap().push((before, now));
-            }
-        }
+impl Others {
+    fn ticks(daemon: Process) -> (u64, u64) {
+        let stat = std::fs::read_to_string("/proc/stat").unwrap();
+        let line = stat.lines().next().unwrap();
+        let cpu: Vec<u64> = line.split_whitespace().filter_map(|n| n.parse().ok()).collect();
+        // User, nice, system, irq, softirq and steal: all but idle and waiting for disks.
+        let busy = cpu[0] + cpu[1] + cpu[2] + cpu[5] + cpu[6] + cpu[7];
+        (busy, Process(std::process::id()).cpu_ticks() + daemon.cpu_ticks())
     }
 
-    fn was_late(&self, from: Instant, to: Instant) -> bool {
-        self.late.lock().unwrap().iter().any(|(begun, ended)| *begun < to && *ended > from)
+    fn watch(daemon: Process) -> Others {
+        let (total, ours) = Others::ticks(daemon);
+        Others { total, ours, daemon }
+    }
+
+    /// Cores that others kept busy, on average, in the time since `begun`.
+    fn cores(&self, begun: Instant) -> f64 {
+        let (total, ours) = Others::ticks(self.daemon);
+        let others = (total - self.total).saturating_sub(ours - self.ours);
+        others as f64 / 100.0 / begun.elapsed().as_secs_f64()
     }
 }
+
+/// Cores that others may keep busy for the bound to hold; past it the bound is ten times as large.
+const OTHERS_CORES: f64 = 0.3;
 
 /// Asks the daemon small things all the time, on fresh connections and on a kept one, while `attack`
 /// runs; fails when a single one took too long or was not answered with 200.
@@ -60,7 +67,7 @@ fn others_are_answered_with<T>(
     attack: impl FnOnce() -> T,
 ) -> T {
     let over = AtomicBool::new(false);
-    let metronome = Metronome { late: Mutex::default() };
+    let (others, started) = (Others::watch(daemon.process()), Instant::now());
     let addr = daemon.addr;
     let probe = || {
         let mut times = Vec::new();
@@ -88,8 +95,7 @@ fn others_are_answered_with<T>(
                 wire = Wire::connect(addr);
                 result = try_once(&mut wire);
             }
-            let ended = Instant::now();
-            times.push((begun, ended));
+            times.push(begun.elapsed());
             let answer =
                 result.unwrap_or_else(|fault| panic!("{name}: no answer to others: {fault:?}"));
             assert!(statuses.contains(&answer.status()), "{name}: others hear {}", answer.status());
@@ -101,26 +107,21 @@ fn others_are_answered_with<T>(
     };
     std::thread::scope(|scope| {
         let probing = scope.spawn(probe);
-        scope.spawn(|| metronome.run(&over));
         let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(attack));
         over.store(true, Ordering::Relaxed);
         let times = probing.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         let result = result.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-        let worst = times.iter().map(|(begun, ended)| *ended - *begun).max().unwrap();
-        let slow =
-            times.iter().copied().filter(|(begun, ended)| *ended - *begun > patience(PROMPT));
-        let (excused, slow): (Vec<_>, Vec<_>) = slow.partition(|(b, e)| metronome.was_late(*b, *e));
+        let worst = times.iter().max().unwrap();
+        let cores = others.cores(started);
+        let bound = patience(if cores > OTHERS_CORES { PROMPT * 10 } else { PROMPT });
+        let slow = times.iter().filter(|time| **time > bound).count();
+        let count = times.len();
         eprintln!(
-            "others during {name}: worst {worst:.1?} of {}, {} excused",
-            times.len(),
-            excused.len()
+            "others during {name}: worst {worst:.1?} of {count} (other programs: {cores:.1} cores)"
         );
-        let count = slow.len();
         assert_eq!(
-            count,
-            0,
-            "{name}: {count} of {} answers took over {PROMPT:?}, worst {worst:?}",
-            times.len()
+            slow, 0,
+            "{name}: {slow} of {count} answers took over {bound:?}, worst {worst:?}"
         );
         result
     })
@@ -140,9 +141,14 @@ struct Crowd {
 impl Crowd {
     fn connect(to: SocketAddr, count: usize) -> Crowd {
         let mut sockets = Vec::with_capacity(count);
-        for _ in 0..count {
+        for n in 0..count {
+            // At most 2,000 a second: more than that is another test (a flood of connections fills
+            // the kernel's queue, and whoever comes then waits for its end).
+            if n % 50 == 49 {
+                std::thread::sleep(Duration::from_millis(25));
+            }
             let socket = TcpStream::connect_timeout(&to, patience(Duration::from_secs(5)));
-            let socket = socket.unwrap_or_else(|e| panic!("connection {}: {e}", sockets.len()));
+            let socket = socket.unwrap_or_else(|e| panic!("connection {n}: {e}"));
             socket.set_nonblocking(true).unwrap();
             sockets.push(socket);
         }
@@ -385,6 +391,11 @@ fn ten_thousand_idle_connections_cost_little_and_the_longest_idle_make_room() {
         );
         let held = daemon.metrics().limit("now", "server.connections_max");
         assert!(held <= allowed, "{held} connections, {allowed} allowed");
+        let now = daemon.process().threads();
+        assert!(
+            now.len() <= threads + 16,
+            "idle connections cost threads: {threads}, then {now:?}"
+        );
         // Some have spoken before they idle.
         for socket in crowd.sockets.iter_mut().skip(5000).take(500) {
             let _ = socket.write_all(&ask::get("/api/version"));
@@ -396,11 +407,6 @@ fn ten_thousand_idle_connections_cost_little_and_the_longest_idle_make_room() {
             rss.saturating_sub(before) * 1024 / held
         );
         assert!(rss < before + 64 * 1024, "{before} KiB became {rss} KiB");
-        let now = daemon.process().threads();
-        assert!(
-            now.len() <= threads + 32,
-            "idle connections cost threads: {threads}, then {now:?}"
-        );
         crowd
     });
     drop(crowd);
