@@ -61,13 +61,13 @@ fn an_openai_chat_stream_is_what_openai_clients_expect_to_the_byte() {
     let chunk = |delta: &str, finish: &str| {
         format!(
             "data: {{\"id\":\"ID\",\"object\":\"chat.completion.chunk\",\"created\":0,\"model\":\"echo\",\
-             \"choices\":[{{\"index\":0,\"delta\":{delta},\"finish_reason\":{finish}}}]}}\n\n"
+             \"choices\":[{{\"index\":0,\"delta\":{delta},\"logprobs\":null,\"finish_reason\":{finish}}}]}}\n\n"
         )
     };
     let expected = [
         chunk("{\"role\":\"assistant\",\"content\":\"\"}", "null"),
-        chunk("{\"content\":\"hello\"}", "null"),
-        chunk("{\"content\":\" there\"}", "null"),
+        chunk("{\"content\":\"hello \"}", "null"),
+        chunk("{\"content\":\"there\"}", "null"),
         chunk("{}", "\"stop\""),
         "data: [DONE]\n\n".to_owned(),
     ]
@@ -135,7 +135,7 @@ fn whole_answers_of_echo_have_every_member_that_clients_read() {
     assert!(json["created"].as_u64().unwrap() > 1_700_000_000);
     assert_eq!(
         json["choices"][0],
-        json!({"index": 0, "message": {"role": "assistant", "content": "hello there"}, "finish_reason": "stop"})
+        json!({"index": 0, "message": {"role": "assistant", "content": "hello there"}, "logprobs": null, "finish_reason": "stop"})
     );
     assert_eq!(json["usage"]["completion_tokens"], 2);
 

@@ -179,7 +179,10 @@ fn embeddings(call: &Call) -> Value {
     let vectors = vec![json!([0.25, -0.5, 1.0]); inputs];
     match (call.dialect, call.path.as_str()) {
         (Dialect::OpenAi, _) => {
+            // As base64 that is little-endian f32: 0.25, -0.5, 1.0.
+            let base64 = call.json["encoding_format"] == "base64";
             let data = vectors.iter().enumerate().map(|(index, vector)| {
+                let vector = if base64 { json!("AACAPgAAAL8AAIA/") } else { vector.clone() };
                 json!({"object": "embedding", "index": index, "embedding": vector})
             });
             json!({"object": "list", "data": data.collect::<Vec<_>>(), "model": call.model(),
