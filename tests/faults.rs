@@ -663,3 +663,59 @@ fn events_arrive_one_by_one_as_they_are_sent() {
         }
     }
 }
+
+/// Good connections to an upstream are kept and used again, each by one request at a time.
+#[test]
+fn connections_to_an_upstream_are_used_again() {
+    let sandbox = Sandbox::new();
+    let upstreams = DIALECTS
+        .map(|dialect| FakeUpstream::start(dialect, |call| answers::good(call, "hello there")));
+    let conf = Conf::new().fake("oa", &upstreams[0], "").fake("ol", &upstreams[1], "");
+    let daemon = Daemon::start(&sandbox, &conf);
+    for (index, model) in ["oa/x", "ol/x"].into_iter().enumerate() {
+        for n in 0..40 {
+            let client = DIALECTS[n % 2];
+            let answer = daemon.ask(ask::chat(client, model, "hi", n / 2 % 2 == 0));
+            assert_eq!(answer.status(), 200);
+        }
+        let calls = upstreams[index].seen();
+        let used: std::collections::BTreeSet<usize> =
+            calls.iter().map(|seen| seen.call.connection).collect();
+        assert!(
+            used.len() <= 3,
+            "{model}: {} connections for 40 requests, one after another",
+            used.len()
+        );
+        // The catalog has its own.
+        assert!(
+            upstreams[index].connections() <= used.len() + 4,
+            "{} connections",
+            upstreams[index].connections()
+        );
+    }
+}
+
+/// The next in the chain is asked when the deadline has run out: not before, and not long after.
+#[test]
+fn the_next_in_the_chain_is_asked_at_the_deadline() {
+    let sandbox = Sandbox::alone();
+    let bad = FakeUpstream::start(Dialect::OpenAi, |call| {
+        answers::catalog(call).unwrap_or_else(|| vec![Step::Silence])
+    });
+    let good = FakeUpstream::start(Dialect::Ollama, |call| answers::good(call, GOOD_TEXT));
+    let conf = Conf::new()
+        .fake("bad", &bad, "first_token_timeout = \"600ms\"\nanswer_timeout = \"300ms\"")
+        .fake("good", &good, "")
+        .model("m", "bad/x", &["good/x"]);
+    let daemon = Daemon::start(&sandbox, &conf);
+    for (stream, deadline) in [(true, 600), (false, 300)] {
+        let prompt = format!("stream {stream}");
+        assert_eq!(daemon.ask(ask::chat(Dialect::OpenAi, "m", &prompt, stream)).status(), 200);
+        let wait = good.wait_seen(&prompt).at - bad.wait_seen(&prompt).at;
+        let deadline = Duration::from_millis(deadline);
+        assert!(
+            wait + Duration::from_millis(30) > deadline && wait < deadline + GRACE,
+            "{stream}: {wait:?}"
+        );
+    }
+}

@@ -380,14 +380,20 @@ fn ten_thousand_idle_connections_cost_little_and_the_longest_idle_make_room() {
     let allowed = daemon.metrics().limit("max", "server.connections_max");
     let hard = getrlimit(Resource::Nofile).maximum.unwrap_or(u64::MAX);
     assert!(allowed <= 10_000.min(hard / 2), "{allowed} connections, of {hard} descriptors");
-    assert!(allowed >= 1000, "the soft limit of descriptors was not raised: {allowed}");
+    assert!(
+        allowed + 100 >= 10_000.min(hard / 2),
+        "the soft limit of descriptors was not raised: {allowed}"
+    );
     if allowed < 10_000 {
         assert!(daemon.log().contains("connections_max"), "no warning that the limit was lowered");
     }
     let crowd = others_are_answered(&daemon, "10,000 idle connections", || {
-        let mut crowd = Crowd::connect(daemon.addr, 10_000);
+        // As many as this process may have, where that is less.
+        let count = 10_000.min(hard as usize - 500);
+        let mut crowd = Crowd::connect(daemon.addr, count);
         assert_eventually!(
-            daemon.metrics().limit("now", "server.connections_max") + 100 >= allowed
+            daemon.metrics().limit("now", "server.connections_max") + 100
+                >= allowed.min(count as u64)
         );
         let held = daemon.metrics().limit("now", "server.connections_max");
         assert!(held <= allowed, "{held} connections, {allowed} allowed");
@@ -397,7 +403,7 @@ fn ten_thousand_idle_connections_cost_little_and_the_longest_idle_make_room() {
             "idle connections cost threads: {threads}, then {now:?}"
         );
         // Some have spoken before they idle.
-        for socket in crowd.sockets.iter_mut().skip(5000).take(500) {
+        for socket in crowd.sockets.iter_mut().rev().take(500) {
             let _ = socket.write_all(&ask::get("/api/version"));
         }
         std::thread::sleep(Duration::from_secs(2));

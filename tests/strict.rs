@@ -16,13 +16,11 @@ use crate::support::wire::{Fault, Wire};
 enum Expect {
     /// One answer with one of these statuses, then the connection ends.
     Refused(&'static [u16]),
-    /// The same, or an end of the connection without an answer.
-    RefusedOrClosed(&'static [u16]),
     /// These statuses in this order, and the connection goes on.
     Served(&'static [u16]),
 }
 
-use Expect::{Refused, RefusedOrClosed, Served};
+use Expect::{Refused, Served};
 
 struct Row {
     name: String,
@@ -451,7 +449,7 @@ fn send(wire: &mut Wire, bytes: &[u8], piece: usize) {
 
 fn statuses(expect: &Expect) -> &'static [u16] {
     match expect {
-        Refused(statuses) | RefusedOrClosed(statuses) | Served(statuses) => statuses,
+        Refused(statuses) | Served(statuses) => statuses,
     }
 }
 
@@ -461,7 +459,7 @@ fn try_row(daemon: &Daemon, row: &Row, piece: usize) -> Result<(), String> {
     send(&mut wire, &row.bytes, piece);
     let begun = Instant::now();
     match row.expect {
-        Refused(_) | RefusedOrClosed(_) => {
+        Refused(_) => {
             match wire.answer() {
                 Ok(answer) => {
                     if !statuses(&row.expect).contains(&answer.status()) {
@@ -473,11 +471,13 @@ fn try_row(daemon: &Daemon, row: &Row, piece: usize) -> Result<(), String> {
                     if answer.header("connection") != Some("close") {
                         return Err(format!("does not say that it closes: {:?}", answer.head));
                     }
+                    if answer.head.reason.is_empty() {
+                        return Err(format!("no reason phrase: {:?}", answer.head));
+                    }
                     if answer.header("x-request-id").is_none() {
                         return Err(format!("no x-request-id: {:?}", answer.head));
                     }
                 }
-                Err(Fault::Closed(_)) if matches!(row.expect, RefusedOrClosed(_)) => return Ok(()),
                 Err(fault) => return Err(format!("no answer: {fault:?}")),
             }
             let more = wire.rest(Duration::ZERO);

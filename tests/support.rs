@@ -28,11 +28,6 @@ pub fn patience_factor() -> f64 {
 /// How long [`assert_eventually!`] waits.
 pub const EVENTUALLY: Duration = Duration::from_secs(5);
 
-/// Whether the long tests run in full.
-pub fn slow_tests() -> bool {
-    std::env::var("TIDEGATE_SLOW_TESTS").is_ok_and(|value| value == "1")
-}
-
 /// Looks at a condition every few milliseconds until it holds; fails when patience runs out.
 #[macro_export]
 macro_rules! assert_eventually {
@@ -42,7 +37,10 @@ macro_rules! assert_eventually {
     ($condition:expr, $($message:tt)+) => {{
         let deadline = std::time::Instant::now()
             + $crate::support::patience($crate::support::EVENTUALLY);
-        while !$condition {
+        loop {
+            if $condition {
+                break;
+            }
             assert!(std::time::Instant::now() < deadline, $($message)+);
             std::thread::sleep(std::time::Duration::from_millis(4));
         }

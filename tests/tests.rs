@@ -1,8 +1,8 @@
 //! The tests of the running program, in one binary: each starts `tidegate run` in a folder of its
 //! own, on ports of its own, and looks at it from outside (sockets, `/proc`, metrics, logs).
 //!
-//! `TIDEGATE_TEST_PATIENCE` multiplies every patience (default 1), `TIDEGATE_TEST_BIN` names
-//! another program to test than the one that Cargo built, `TIDEGATE_SLOW_TESTS=1` runs the long ones in full.
+//! `TIDEGATE_TEST_PATIENCE` multiplies every patience (default 1); `TIDEGATE_TEST_BIN` names another
+//! program to test than the one that Cargo built.
 #![allow(
     clippy::unwrap_used,
     clippy::panic,

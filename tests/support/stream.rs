@@ -121,7 +121,7 @@ impl Stream {
             .events
             .iter()
             .filter(|event| event.json().is_some_and(|json| !self.text_of(&json).is_empty()));
-        texts.last().map(|event| event.at)
+        texts.map(|event| event.at).max()
     }
 
     /// How many events open the answer with the role (OpenAI chat).

@@ -166,11 +166,6 @@ impl FakeUpstream {
         FakeUpstream { addr, shared }
     }
 
-    /// Where it listens.
-    pub fn addr(&self) -> SocketAddr {
-        self.addr
-    }
-
     /// `kind` in a config.
     pub fn kind(&self) -> &'static str {
         match self.shared.dialect {
