@@ -90,8 +90,10 @@ fn others_are_answered_with<T>(
                 wire.answer()
             };
             let mut result = try_once(&mut wire);
-            // A kept connection may be closed while it is idle (for a newcomer); then, once more.
-            if result.is_err() && !fresh {
+            // A connection may be closed while it is idle (for a newcomer); then, once more. At a limit
+            // of a few connections that goes for a fresh one, too: its request may be later than
+            // the next twenty newcomers.
+            if result.is_err() && (!fresh || statuses.contains(&503)) {
                 wire = Wire::connect(addr);
                 result = try_once(&mut wire);
             }

@@ -35,6 +35,10 @@ use crate::base::permits::{Permit, Place, Ticket};
 /// Events taken from the kernel at once.
 const EVENTS_MAX: usize = 1024;
 
+/// Idle connections that are looked at to make room for one newcomer. When each of them has a request
+/// under way, the newcomer hears 503.
+const EVICT_LOOKS_MAX: usize = 16;
+
 /// Accepted sockets taken between two looks at the rest.
 const ACCEPTED_AT_ONCE_MAX: usize = 64;
 
@@ -176,7 +180,7 @@ impl Park {
         let Accepted { stream, peer, address } = accepted;
         let mut place = self.shared.connections.try_take(1);
         if place.is_none() {
-            self.evict();
+            self.evict(now);
             place = self.shared.connections.try_take(1);
         }
         let Some(place) = place else {
@@ -189,11 +193,19 @@ impl Park {
         }
     }
 
-    /// Closes the connection that has been idle for longest.
-    fn evict(&mut self) {
-        if let Some(&(_, index)) = self.idle.first() {
-            self.shared.evicted.inc();
-            self.remove(index);
+    /// Makes room: closes the connection that has been idle for longest, unless its next request has
+    /// just come and was not looked at yet; then the one behind it.
+    fn evict(&mut self, now: Instant) {
+        for _ in 0..EVICT_LOOKS_MAX {
+            let Some(&(_, index)) = self.idle.first() else { return };
+            self.read_on(index, now);
+            if self.idle.first().is_some_and(|&(_, first)| first == index) {
+                self.shared.evicted.inc();
+                self.remove(index);
+            }
+            if self.shared.connections.now() < self.shared.connections.max() {
+                return;
+            }
         }
     }
 
