@@ -30,6 +30,8 @@ mod dialects;
 mod faults;
 // Clients that mean harm: slow, many, endless.
 mod hostile;
+// Upstreams that lie, requests with two readings, answers that must not be swapped.
+mod lies;
 // Every limit, at it and one past it.
 mod limits;
 // Access lines, secrets, rotation, dead disks and terminals.
