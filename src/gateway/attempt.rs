@@ -8,7 +8,7 @@ use crate::base::clock;
 use crate::base::error::{Error, Kind, Phase, Result, Retry};
 use crate::config::settings::{Target, UpstreamKind};
 use crate::llm::echo::Echo;
-use crate::llm::{self, Ask, Dialect, Fault, Reply, Stream};
+use crate::llm::{self, Ask, Dialect, Fault, Reply, Stream, Usage};
 use crate::net::http::Method;
 use crate::net::outbound::{Begin, Control, Outgoing, Watch};
 use crate::net::turn::ClientStream;
@@ -283,7 +283,7 @@ impl Attempt<'_> {
         };
         self.record.answered_by(&self.link.settings.name, &self.target.model);
         if let Some(usage) = usage {
-            self.record.usage(usage);
+            self.usage(usage);
         }
         if !self.ask.stream() {
             return End::Whole(body);
@@ -364,11 +364,16 @@ impl Attempt<'_> {
             }
         };
         if core.committed() {
-            self.record.usage(core.usage().unwrap_or_else(|| core.estimate()));
+            self.usage(core.usage().unwrap_or_else(|| core.estimate()));
             End::Cut(error)
         } else {
             before_commit(error)
         }
+    }
+
+    fn usage(&mut self, usage: Usage) {
+        self.link.counts.tokens(usage.input, usage.output, usage.estimated);
+        self.record.usage(usage);
     }
 
     /// The first content: from here on nobody else answers.
@@ -406,7 +411,7 @@ impl Attempt<'_> {
         client: &mut ClientStream<'_>,
         out: &[u8],
     ) -> End {
-        self.record.usage(core.usage().unwrap_or_else(|| core.estimate()));
+        self.usage(core.usage().unwrap_or_else(|| core.estimate()));
         let sent = client.finish(out);
         // The client has everything. What is left of the message is only its end.
         let deadline = clock::now() + TAIL_TIMEOUT;

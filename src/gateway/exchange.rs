@@ -247,8 +247,9 @@ impl Exchange {
         self.permit = None;
         let name = &link.settings.name;
         match &end {
-            End::Streamed { .. } | End::Whole(_) => self.record.metrics().attempt(name, None),
+            End::Streamed { .. } | End::Whole(_) => link.counts.answered(),
             End::MoveOn(error) | End::Final(error) | End::Cut(error) => {
+                link.counts.failed(error.row().code);
                 self.record.attempt_failed(name, error);
             }
         }

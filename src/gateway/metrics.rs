@@ -3,8 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::base::error::Error;
 use crate::base::metrics::{Counter, Histogram, Registry};
+
+use super::routes;
 
 /// The data plane's counters.
 pub struct Metrics {
@@ -18,12 +19,39 @@ pub struct Metrics {
     pub fallbacks: Arc<Counter>,
     /// Keep-alive events sent because nothing else could be.
     pub keep_alives: Arc<Counter>,
+    /// By row of the route table; the last one is for everything else.
+    routes: Vec<RouteMetrics>,
 }
+
+/// What is counted of each route, looked up once: this is on every request's way.
+struct RouteMetrics {
+    pattern: &'static str,
+    ok: Arc<Counter>,
+    seconds: Arc<Histogram>,
+}
+
+const REQUESTS: (&str, &str) = (
+    "tidegate_http_requests_total",
+    "Requests, by route, status and error code (ok: none).",
+);
+const SECONDS: (&str, &str) = (
+    "tidegate_http_request_seconds",
+    "Time from a request's first byte to the end of its answer.",
+);
 
 impl Metrics {
     /// Registers them.
     pub fn new(registry: Arc<Registry>) -> Arc<Self> {
         let counter = |name, help| registry.counter(name, help, &[]);
+        let route = |pattern| RouteMetrics {
+            pattern,
+            ok: registry.counter(
+                REQUESTS.0,
+                REQUESTS.1,
+                &[("route", pattern), ("status", "200"), ("code", "ok")],
+            ),
+            seconds: registry.histogram(SECONDS.0, SECONDS.1, &[("route", pattern)]),
+        };
         Arc::new(Metrics {
             first_token: registry.histogram(
                 "tidegate_first_token_seconds",
@@ -43,43 +71,34 @@ impl Metrics {
                 "tidegate_keep_alive_events_total",
                 "Keep-alive events sent to clients because nothing else could be.",
             ),
+            routes: routes::patterns().map(route).collect(),
             registry,
         })
     }
 
     /// A request ended. `route` is a row's pattern, `code` an error's code or `ok`.
-    pub fn request(&self, route: &str, status: u16, code: &str, took: Duration) {
-        let status = itoa::Buffer::new().format(status).to_owned();
-        let labels = [("route", route), ("status", &*status), ("code", code)];
-        let help = "Requests, by route, status and error code (ok: none).";
-        self.registry.counter("tidegate_http_requests_total", help, &labels).inc();
-        let help = "Time from a request's first byte to the end of its answer.";
-        let labels = [("route", route)];
-        self.registry.histogram("tidegate_http_request_seconds", help, &labels).observe(took);
+    pub fn request(&self, route: &'static str, status: u16, code: &str, took: Duration) {
+        let known = self.routes.iter().find(|known| known.pattern == route);
+        match known {
+            Some(known) if status == 200 && code == "ok" => known.ok.inc(),
+            _ => {
+                let status = itoa::Buffer::new().format(status).to_owned();
+                let labels = [("route", route), ("status", &*status), ("code", code)];
+                self.registry.counter(REQUESTS.0, REQUESTS.1, &labels).inc();
+            }
+        }
+        match known {
+            Some(known) => known.seconds.observe(took),
+            None => {
+                let labels = [("route", route)];
+                self.registry.histogram(SECONDS.0, SECONDS.1, &labels).observe(took);
+            }
+        }
     }
 
     /// The first content of a stream was sent.
     pub fn first_token(&self, after: Duration) {
         self.streams.inc();
         self.first_token.observe(after);
-    }
-
-    /// An attempt ended. `error` is why it failed.
-    pub fn attempt(&self, upstream: &str, error: Option<&Error>) {
-        let code = error.map_or("ok", |error| error.row().code);
-        let help = "Attempts at upstreams, by outcome (ok, or an error's code).";
-        let labels = [("upstream", upstream), ("outcome", code)];
-        self.registry.counter("tidegate_upstream_attempts_total", help, &labels).inc();
-    }
-
-    /// Tokens that an upstream reported, or that were estimated for a cut stream.
-    pub fn tokens(&self, upstream: &str, input: u64, output: u64, estimated: bool) {
-        let help = "Tokens, as upstreams report them; estimated ones for streams that were cut.";
-        let estimated = if estimated { "true" } else { "false" };
-        for (direction, count) in [("input", input), ("output", output)] {
-            let labels =
-                [("upstream", upstream), ("direction", direction), ("estimated", estimated)];
-            self.registry.counter("tidegate_tokens_total", help, &labels).add(count);
-        }
     }
 }

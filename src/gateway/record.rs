@@ -100,7 +100,6 @@ impl Record {
 
     /// An attempt failed.
     pub fn attempt_failed(&mut self, upstream: &str, error: &Error) {
-        self.metrics.attempt(upstream, Some(error));
         let code = error.row().code;
         self.failed.push((upstream.into(), code));
         log::debug!(id = self.id.as_str(), upstream, code, error:% = error; "attempt_failed");
@@ -129,9 +128,6 @@ impl Record {
     /// Tokens, as reported or estimated.
     pub fn usage(&mut self, usage: Usage) {
         let Usage { input, output, estimated, .. } = usage;
-        if let Some((upstream, _)) = &self.answered_by {
-            self.metrics.tokens(upstream, input, output, estimated);
-        }
         self.tokens = Some(Tokens { input, output, estimated });
     }
 

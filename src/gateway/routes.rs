@@ -88,9 +88,10 @@ pub fn pattern(row: u16) -> &'static str {
     }
 }
 
-/// How many rows there are.
-pub fn rows() -> u16 {
-    u16::try_from(TABLE.len()).unwrap_or(u16::MAX)
+/// Every pattern there is, and what stands for requests of none.
+pub fn patterns() -> impl Iterator<Item = &'static str> {
+    let rows = u16::try_from(TABLE.len()).unwrap_or(u16::MAX);
+    (0..rows).map(pattern).chain(["other", "none", "options"])
 }
 
 /// `Allow`, with the `OPTIONS` that every path has.

@@ -24,8 +24,64 @@ pub struct Link {
     pub pool: Option<Arc<Pool>>,
     /// `Authorization`, ready for the wire.
     pub authorization: Option<Secret>,
+    /// What is counted of it.
+    pub counts: Counts,
     budget: Arc<Locked<RetryBudget>>,
     retries: Arc<Counter>,
+}
+
+/// What is counted of an upstream. The counters of every request are looked up once.
+pub struct Counts {
+    registry: Arc<Registry>,
+    upstream: String,
+    answered: Arc<Counter>,
+    /// Input and output tokens, as the upstream told them.
+    tokens: [Arc<Counter>; 2],
+}
+
+const ATTEMPTS: (&str, &str) = (
+    "tidegate_upstream_attempts_total",
+    "Attempts at upstreams, by outcome (ok, or an error's code).",
+);
+const TOKENS: (&str, &str) = (
+    "tidegate_tokens_total",
+    "Tokens, as upstreams report them; estimated ones for streams that were cut.",
+);
+
+impl Counts {
+    fn new(registry: &Arc<Registry>, upstream: &str) -> Self {
+        let labels = [("upstream", upstream), ("outcome", "ok")];
+        let answered = registry.counter(ATTEMPTS.0, ATTEMPTS.1, &labels);
+        let tokens = ["input", "output"].map(|direction| tokens(registry, upstream, direction, "false"));
+        Counts { registry: Arc::clone(registry), upstream: upstream.to_owned(), answered, tokens }
+    }
+
+    /// An attempt gave an answer.
+    pub fn answered(&self) {
+        self.answered.inc();
+    }
+
+    /// An attempt failed.
+    pub fn failed(&self, code: &'static str) {
+        let labels = [("upstream", &*self.upstream), ("outcome", code)];
+        self.registry.counter(ATTEMPTS.0, ATTEMPTS.1, &labels).inc();
+    }
+
+    /// Tokens of an answer; `estimated` when the upstream did not tell them.
+    pub fn tokens(&self, input: u64, output: u64, estimated: bool) {
+        if estimated {
+            tokens(&self.registry, &self.upstream, "input", "true").add(input);
+            tokens(&self.registry, &self.upstream, "output", "true").add(output);
+        } else {
+            self.tokens[0].add(input);
+            self.tokens[1].add(output);
+        }
+    }
+}
+
+fn tokens(registry: &Registry, upstream: &str, direction: &str, estimated: &str) -> Arc<Counter> {
+    let labels = [("upstream", upstream), ("direction", direction), ("estimated", estimated)];
+    registry.counter(TOKENS.0, TOKENS.1, &labels)
 }
 
 impl Link {
@@ -117,6 +173,7 @@ impl Links {
             permits,
             pool,
             authorization: settings.key.as_ref().map(bearer),
+            counts: Counts::new(&self.registry, name),
             budget,
             retries,
         })
