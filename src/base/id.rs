@@ -1,13 +1,14 @@
 //! Identifiers of requests.
 
 use std::fmt;
+use std::sync::Arc;
 
 /// Longest `x-request-id` taken over from a client, in bytes.
 pub const REQUEST_ID_BYTES_MAX: usize = 128;
 
 /// The id of one request: taken over from the client when it is sane, else made here (a ULID).
 #[derive(Clone, PartialEq, Eq, Hash)]
-pub struct RequestId(Box<str>);
+pub struct RequestId(Arc<str>);
 
 impl RequestId {
     /// A new id, unique and sortable by time.

@@ -13,15 +13,19 @@ use crate::net::http::{Request, Response};
 use crate::net::service::{GiveUp, Job, Step, Wait};
 use crate::net::turn::{ClientStream, Turn};
 use crate::upstream::calls::Call;
-use crate::upstream::link::Link;
 
 use super::attempt::{Attempt, End};
 use super::record::Record;
-use super::state::State;
+use super::state::{Chain, State};
 use super::{Gateway, browser, errors, lists, routes};
 
-/// Whom to ask, in order.
-type Chain = Vec<(Arc<Link>, Target)>;
+/// A request that was read, and its chain.
+struct Built {
+    ask: Ask,
+    reply: Reply,
+    chain: Chain,
+    total: Option<Duration>,
+}
 
 /// One model call of a client.
 pub struct Exchange {
@@ -67,15 +71,12 @@ impl Exchange {
         let path = routes::pattern(request.route);
         let body = std::mem::take(&mut request.body);
         match Exchange::build(route, body, &request, state, gateway, &mut record) {
-            Ok((ask, reply, chain)) => {
+            Ok(Built { ask, reply, chain, total }) => {
                 let streams = ask.stream();
                 let now = clock::now();
                 let patience = patience(&request);
                 let server = &state.config.server;
-                let mut total = server.request_timeout;
-                if let Some(model) = state.config.resolve(ask.model()) {
-                    total = model.model.total_timeout.unwrap_or(total);
-                }
+                let mut total = total.unwrap_or(server.request_timeout);
                 let mut early_head = server.early_head;
                 if let Some(patience) = patience {
                     // The client's patience bounds our silence: for a stream that is the time
@@ -124,23 +125,26 @@ impl Exchange {
         state: &State,
         gateway: &Gateway,
         record: &mut Record,
-    ) -> Result<(Ask, Reply, Chain)> {
+    ) -> Result<Built> {
         let ask = Ask::parse(route, body)?;
         record.asked(ask.model(), ask.stream());
         let Some(resolved) = state.config.resolve(ask.model()) else {
             return Err(lists::not_found(&state.config, &gateway.catalog, ask.model()));
         };
         let needs = ask.needs();
-        let mut chain = Vec::with_capacity(resolved.model.chain.len());
-        for target in &resolved.model.chain {
-            let name = &target.upstream.name;
-            if needs.tools && !target.tools {
-                record.skipped(name, "no_tools");
-            } else if needs.images && !target.images {
-                record.skipped(name, "no_images");
-            } else if let Some(link) = state.link(name) {
-                chain.push((Arc::clone(link), target.clone()));
+        let lacks = |target: &Target| match (needs.tools, needs.images) {
+            (true, _) if !target.tools => Some("no_tools"),
+            (_, true) if !target.images => Some("no_images"),
+            _ => None,
+        };
+        let mut chain = state.chain(&resolved.model);
+        if chain.iter().any(|(_, target)| lacks(target).is_some()) {
+            let (unfit, fit): (Vec<_>, Vec<_>) =
+                chain.iter().cloned().partition(|(_, target)| lacks(target).is_some());
+            for (link, target) in &unfit {
+                record.skipped(&link.settings.name, lacks(target).unwrap_or_default());
             }
+            chain = fit.into();
         }
         if chain.is_empty() {
             let context = format!(
@@ -152,7 +156,7 @@ impl Exchange {
         }
         let id = format!("{}{}", id_prefix(route), request.id);
         let reply = Reply::new(&ask, ask.model(), &id, clock::wall());
-        Ok((ask, reply, chain))
+        Ok(Built { ask, reply, chain, total: resolved.model.total_timeout })
     }
 
     /// Walks the chain from where it stands.

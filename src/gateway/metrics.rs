@@ -30,14 +30,10 @@ struct RouteMetrics {
     seconds: Arc<Histogram>,
 }
 
-const REQUESTS: (&str, &str) = (
-    "tidegate_http_requests_total",
-    "Requests, by route, status and error code (ok: none).",
-);
-const SECONDS: (&str, &str) = (
-    "tidegate_http_request_seconds",
-    "Time from a request's first byte to the end of its answer.",
-);
+const REQUESTS: (&str, &str) =
+    ("tidegate_http_requests_total", "Requests, by route, status and error code (ok: none).");
+const SECONDS: (&str, &str) =
+    ("tidegate_http_request_seconds", "Time from a request's first byte to the end of its answer.");
 
 impl Metrics {
     /// Registers them.

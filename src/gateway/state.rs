@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use crate::base::error::Result;
 use crate::config::Config;
+use crate::config::settings::{Model, Target};
 use crate::net::http::{Headers, Response};
 use crate::upstream::link::{Link, Links};
 
@@ -20,7 +21,12 @@ pub struct State {
     /// Which hosts and web pages may.
     pub rules: Rules,
     links: HashMap<String, Arc<Link>>,
+    /// The chains of the declared models, by name.
+    chains: HashMap<String, Chain>,
 }
+
+/// Whom to ask, in order.
+pub type Chain = Arc<[(Arc<Link>, Target)]>;
 
 impl State {
     /// Builds the state of `config`. Links to upstreams whose address and key did not change are
@@ -30,17 +36,35 @@ impl State {
     /// When an upstream cannot be set up (its CA file cannot be read).
     pub fn build(config: Arc<Config>, links: &Links) -> Result<State> {
         let server = &config.server;
-        Ok(State {
+        let mut state = State {
             keys: Keys::new(&config.keys),
             rules: Rules::new(server.listen, &server.allowed_hosts, &server.allowed_origins),
             links: links.build(&config.upstreams)?,
-            config,
-        })
+            chains: HashMap::new(),
+            config: Arc::clone(&config),
+        };
+        for model in &config.models {
+            let chain = state.chain_of(model);
+            state.chains.insert(model.name.clone(), chain);
+        }
+        Ok(state)
     }
 
-    /// The link to an upstream of this configuration.
-    pub fn link(&self, upstream: &str) -> Option<&Arc<Link>> {
-        self.links.get(upstream)
+    /// Whom to ask for `model`.
+    pub fn chain(&self, model: &Model) -> Chain {
+        match self.chains.get(&model.name) {
+            Some(chain) => Arc::clone(chain),
+            // `upstream/model`, which nobody declared.
+            None => self.chain_of(model),
+        }
+    }
+
+    fn chain_of(&self, model: &Model) -> Chain {
+        let link = |target: &Target| {
+            let link = self.links.get(&target.upstream.name)?;
+            Some((Arc::clone(link), target.clone()))
+        };
+        model.chain.iter().filter_map(link).collect()
     }
 
     /// An answer, readable for the web page that asked when its origin is allowed.

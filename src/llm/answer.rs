@@ -244,7 +244,7 @@ fn choices_as_stream(reply: &mut Reply, text: &str, out: &mut Vec<u8>) -> Result
         for (content, logprobs, reason) in
             [(content.as_str(), logprobs.as_str(), "null"), (nothing, "null", reason)]
         {
-            out.extend_from_slice(&reply.head);
+            out.extend_from_slice(reply.head());
             let rest = format!(
                 "\"choices\":[{{\"index\":{index},{content},\"logprobs\":{logprobs},\
                  \"finish_reason\":{reason}}}]}}\n\n"
@@ -256,7 +256,7 @@ fn choices_as_stream(reply: &mut Reply, text: &str, out: &mut Vec<u8>) -> Result
         && let Some(usage) = whole.usage
         && usage.get() != "null"
     {
-        out.extend_from_slice(&reply.head);
+        out.extend_from_slice(reply.head());
         out.extend_from_slice(format!("\"choices\":[],\"usage\":{usage}}}\n\n").as_bytes());
     }
     reply.role_sent = true;

@@ -1,6 +1,7 @@
 //! What one client sees, whatever happens behind: one id, one model name, one time, one role chunk
 //! over all attempts; and keep-alives and errors in its own dialect.
 
+use std::cell::OnceCell;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::base::error::{Error, Kind};
@@ -19,12 +20,9 @@ pub struct Reply {
     pub(super) id: String,
     /// The model's name as a JSON string, with its quotes.
     pub(super) model: String,
-    pub(super) created: u64,
-    /// The time as Ollama writes it.
-    pub(super) created_at: String,
-    /// The beginning of every chunk that we write ourselves, up to and without the first member
-    /// that differs.
-    pub(super) head: Vec<u8>,
+    /// Since the Unix epoch.
+    pub(super) created: Duration,
+    head: OnceCell<Vec<u8>>,
     /// The chunk with the role is out (OpenAI chat).
     pub(super) role_sent: bool,
     /// Tool calls written so far (OpenAI chat): the index of the next one.
@@ -46,22 +44,29 @@ impl Reply {
     pub fn new(ask: &Ask, shown_model: &str, id: &str, created: SystemTime) -> Reply {
         let since = created.duration_since(UNIX_EPOCH).unwrap_or_default();
         let since = since.min(Duration::from_secs(CREATED_SECONDS_MAX));
-        let created_at = humantime::format_rfc3339_nanos(UNIX_EPOCH + since).to_string();
-        let mut reply = Reply {
+        Reply {
             route: ask.route(),
             stream: ask.stream(),
             usage: ask.wants_usage(),
             base64: ask.base64(),
             id: id.to_owned(),
             model: json::string(shown_model),
-            created: since.as_secs(),
-            created_at,
-            head: Vec::new(),
+            created: since,
+            head: OnceCell::new(),
             role_sent: false,
             calls_sent: 0,
-        };
-        reply.head = reply.chunk_head();
-        reply
+        }
+    }
+
+    /// The time as Ollama writes it.
+    pub(super) fn created_at(&self) -> String {
+        humantime::format_rfc3339_nanos(UNIX_EPOCH + self.created).to_string()
+    }
+
+    /// The beginning of every chunk that we write ourselves, up to and without the first member
+    /// that differs. Most answers are forwarded, so it is made when it is first needed.
+    pub(super) fn head(&self) -> &[u8] {
+        self.head.get_or_init(|| self.chunk_head())
     }
 
     /// The `Content-Type` of a good answer.
@@ -86,7 +91,7 @@ impl Reply {
             (false, _) => {}
             (true, Dialect::OpenAi) => out.extend_from_slice(b": keep-alive\n\n"),
             (true, Dialect::Ollama) => {
-                out.extend_from_slice(&self.head);
+                out.extend_from_slice(self.head());
                 out.extend_from_slice(match self.route {
                     Route::OllamaGenerate => b"\"response\":\"\",\"done\":false}\n",
                     _ => b"\"message\":{\"role\":\"assistant\",\"content\":\"\"},\"done\":false}\n",
@@ -120,10 +125,13 @@ impl Reply {
     }
 
     fn chunk_head(&self) -> Vec<u8> {
-        let Reply { id, model, created, created_at, .. } = self;
+        let Reply { id, model, .. } = self;
+        let created = self.created.as_secs();
         let id = json::string(id);
         match self.route.dialect() {
-            Dialect::Ollama => format!("{{\"model\":{model},\"created_at\":\"{created_at}\","),
+            Dialect::Ollama => {
+                format!("{{\"model\":{model},\"created_at\":\"{}\",", self.created_at())
+            }
             Dialect::OpenAi => {
                 let object = match self.route {
                     Route::Completions => "text_completion",
@@ -238,8 +246,11 @@ mod tests {
     fn a_time_that_has_no_rfc_3339_form_does_no_harm() {
         let ask = Ask::parse(Route::OllamaGenerate, br#"{"model":"m"}"#.to_vec()).unwrap();
         let far = UNIX_EPOCH + Duration::from_secs(CREATED_SECONDS_MAX + 10);
-        assert_eq!(Reply::new(&ask, "m", "", far).created_at, "9999-12-31T23:59:59.000000000Z");
+        assert_eq!(Reply::new(&ask, "m", "", far).created_at(), "9999-12-31T23:59:59.000000000Z");
         let before = UNIX_EPOCH - Duration::from_secs(1);
-        assert_eq!(Reply::new(&ask, "m", "", before).created_at, "1970-01-01T00:00:00.000000000Z");
+        assert_eq!(
+            Reply::new(&ask, "m", "", before).created_at(),
+            "1970-01-01T00:00:00.000000000Z"
+        );
     }
 }

@@ -89,7 +89,7 @@ impl Reply {
             return;
         }
         let start = out.len();
-        out.extend_from_slice(&self.head);
+        out.extend_from_slice(self.head());
         match self.route {
             Route::Completions => {
                 put(out, "\"choices\":[{\"index\":0,\"text\":");
@@ -133,7 +133,7 @@ impl Reply {
     /// Writes all that follows the content: finish, usage when the client wants it, terminator.
     pub(super) fn write_end(&mut self, end: &End<'_>, out: &mut Vec<u8>) {
         self.write_role(out);
-        out.extend_from_slice(&self.head);
+        out.extend_from_slice(self.head());
         match self.route {
             Route::OllamaGenerate | Route::OllamaChat => {
                 put(
@@ -158,7 +158,7 @@ impl Reply {
         put(out, end.finish_reason());
         put(out, "}]}\n\n");
         if let (true, Some(usage)) = (self.usage, end.usage) {
-            out.extend_from_slice(&self.head);
+            out.extend_from_slice(self.head());
             put(out, "\"choices\":[],\"usage\":");
             put(out, &openai_usage(usage));
             put(out, "}\n\n");
@@ -168,7 +168,7 @@ impl Reply {
 
     /// Writes a whole answer.
     pub(super) fn write_whole(&self, content: &Content<'_>, end: &End<'_>) -> Vec<u8> {
-        let Reply { model, created_at, .. } = self;
+        let (model, created_at) = (&self.model, self.created_at());
         let mut out = Vec::new();
         match self.route {
             Route::OllamaGenerate | Route::OllamaChat => {
@@ -215,7 +215,7 @@ impl Reply {
     }
 
     fn write_whole_head(&self, object: &str, out: &mut Vec<u8>) {
-        let Reply { model, created, .. } = self;
+        let (model, created) = (&self.model, self.created.as_secs());
         let id = json::string(&self.id);
         put(out, &format!("{{\"id\":{id},\"object\":\"{object}\",\"created\":{created},"));
         put(out, &format!("\"model\":{model},\"choices\":[{{\"index\":0,"));
@@ -227,7 +227,7 @@ impl Reply {
             return;
         }
         self.role_sent = true;
-        out.extend_from_slice(&self.head);
+        out.extend_from_slice(self.head());
         put(out, "\"choices\":[{\"index\":0,\"delta\":{\"role\":\"assistant\",\"content\":\"\"},");
         put(out, "\"logprobs\":null,\"finish_reason\":null}]}\n\n");
     }

@@ -52,7 +52,8 @@ impl Counts {
     fn new(registry: &Arc<Registry>, upstream: &str) -> Self {
         let labels = [("upstream", upstream), ("outcome", "ok")];
         let answered = registry.counter(ATTEMPTS.0, ATTEMPTS.1, &labels);
-        let tokens = ["input", "output"].map(|direction| tokens(registry, upstream, direction, "false"));
+        let tokens =
+            ["input", "output"].map(|direction| tokens(registry, upstream, direction, "false"));
         Counts { registry: Arc::clone(registry), upstream: upstream.to_owned(), answered, tokens }
     }
 

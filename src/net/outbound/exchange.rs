@@ -50,6 +50,8 @@ pub struct Exchange {
     control: Arc<Control>,
     /// Gone once the connection was given back or closed.
     stream: Option<Stream>,
+    /// Taken when there is something to read, given back before each wait: a call that waits holds
+    /// no buffer, and few hot buffers serve many calls.
     buffer: Vec<u8>,
     /// What was read and not used yet.
     unread: Range<usize>,
@@ -82,7 +84,7 @@ impl Exchange {
             shared: Arc::clone(shared),
             control: Arc::clone(control),
             stream: Some(stream),
-            buffer: shared.buffer(),
+            buffer: Vec::new(),
             unread: 0..0,
             scanned: 0,
             interim: 0,
@@ -150,6 +152,7 @@ impl Exchange {
 
     /// Reads what is there of the answer; whether that ends the sending. Interim answers do not.
     fn early_answer(&mut self) -> Result<bool> {
+        self.take_buffer();
         let Some(stream) = &mut self.stream else { return Ok(false) };
         match stream.read(&mut self.buffer[self.unread.end..]) {
             // A part of a head came before: `head` finds that it was cut.
@@ -329,21 +332,38 @@ impl Exchange {
             self.buffer.copy_within(self.unread.clone(), 0);
             self.unread = 0..self.unread.len();
         }
-        if self.unread.end == self.buffer.len() {
+        if self.unread.end == self.buffer.len() && !self.buffer.is_empty() {
             // Invariant: a head is found, or refused, within HEAD_BYTES_MAX.
             self.buffer.resize((self.buffer.len() * 2).min(HEAD_BYTES_MAX), 0);
         }
     }
 
+    fn take_buffer(&mut self) {
+        if self.buffer.is_empty() {
+            self.buffer = self.shared.buffer();
+        }
+    }
+
+    fn release_buffer(&mut self) {
+        if self.unread.is_empty() && !self.buffer.is_empty() {
+            self.unread = 0..0;
+            self.shared.recycle(std::mem::take(&mut self.buffer));
+        }
+    }
+
     /// Reads more behind what is unread. Zero is the end.
     fn fill(&mut self, watch: &Watch<'_>) -> Result<usize> {
-        let Some(stream) = &mut self.stream else { return Ok(0) };
+        let Some(stream) = &self.stream else { return Ok(0) };
         let mut wait = !self.more && !stream.may_hold_data();
         loop {
             if wait {
+                self.release_buffer();
+                let Some(stream) = &self.stream else { return Ok(0) };
                 wait::ready(&**stream.socket(), Interest::Read, watch, &self.control)
                     .map_err(|stop| self.shared.stopped(stop))?;
             }
+            self.take_buffer();
+            let Some(stream) = &mut self.stream else { return Ok(0) };
             let room = &mut self.buffer[self.unread.end..];
             let size = room.len();
             match stream.read(room) {
