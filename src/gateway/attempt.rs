@@ -22,6 +22,9 @@ use super::source::{HeadSays, Source};
 /// Most bytes of an error's body that are read for its message.
 const ERROR_BODY_BYTES_MAX: usize = 64 * 1024;
 
+/// Events of one read are gathered up to this many bytes before they are sent.
+const OUT_BYTES_MAX: usize = 64 * 1024;
+
 /// After the terminator: how long to wait for the end of the message, so that the connection can
 /// be used again. The client has its answer already.
 const TAIL_TIMEOUT: Duration = Duration::from_millis(50);
@@ -334,7 +337,7 @@ impl Attempt<'_> {
         let mut out = Vec::new();
         let error = loop {
             let deadline = deadlines.next();
-            let fed = match source.piece(&self.watch(client, deadline)) {
+            let mut fed = match source.piece(&self.watch(client, deadline)) {
                 Ok(Some(bytes)) => core.feed(self.reply, bytes, &mut out).map(|feed| feed.events),
                 Ok(None) => core.end(self.reply, &mut out).map(|()| 0),
                 Err(error) => match self.tick(error, deadline, client) {
@@ -342,6 +345,24 @@ impl Attempt<'_> {
                     Err(error) => break error,
                 },
             };
+            // What came in the same read leaves in the same write.
+            let mut broken = None;
+            while let Ok(events) = fed
+                && !core.done()
+                && out.len() < OUT_BYTES_MAX
+            {
+                match source.piece_here() {
+                    Ok(Some(bytes)) => {
+                        let more = core.feed(self.reply, bytes, &mut out);
+                        fed = more.map(|feed| feed.events + events);
+                    }
+                    Ok(None) => break,
+                    Err(error) => {
+                        broken = Some(error);
+                        break;
+                    }
+                }
+            }
             let now = clock::now();
             if core.committed() {
                 self.commit(client, deadlines, now);
@@ -361,6 +382,9 @@ impl Attempt<'_> {
             }
             if let Err(fault) = fed {
                 break fault_error(&fault, &self.link.settings.name);
+            }
+            if let Some(error) = broken {
+                break error;
             }
         };
         if core.committed() {

@@ -93,6 +93,17 @@ impl Source {
             Source::Echo(echo) => echo.piece(watch),
         }
     }
+
+    /// The next bytes of the body, if they are here already.
+    ///
+    /// # Errors
+    /// As [`Exchange::piece_here`].
+    pub fn piece_here(&mut self) -> Result<Option<&[u8]>> {
+        match self {
+            Source::Upstream(exchange) => exchange.piece_here(),
+            Source::Echo(_) => Ok(None),
+        }
+    }
 }
 
 impl EchoSource {

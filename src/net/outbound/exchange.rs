@@ -239,20 +239,8 @@ impl Exchange {
             self.head(watch)?;
         }
         loop {
-            while !self.unread.is_empty() && !self.decoder.finished() {
-                let start = self.unread.start;
-                let decoded = self.decoder.decode(&self.buffer[self.unread.clone()]);
-                let (used, length) = match decoded {
-                    Ok(step) => (step.used, step.data.len()),
-                    Err(error) => return Err(self.malformed(error)),
-                };
-                self.unread.start += used;
-                if length > 0 {
-                    // Data is the last thing that a step uses.
-                    let data = start + used - length..start + used;
-                    self.finish_framing()?;
-                    return Ok(Some(&self.buffer[data]));
-                }
+            if let Some(data) = self.here()? {
+                return Ok(Some(&self.buffer[data]));
             }
             if self.decoder.finished() {
                 self.give_back();
@@ -265,6 +253,35 @@ impl Exchange {
                 return Err(self.cut(Some(&cut), None));
             }
         }
+    }
+
+    /// The next bytes of the body among those that were read already, if there are any: never waits
+    /// and never reads. So what came at once can go on at once.
+    ///
+    /// # Errors
+    /// `UpstreamMalformed`.
+    pub fn piece_here(&mut self) -> Result<Option<&[u8]>> {
+        Ok(self.here()?.map(|data| &self.buffer[data]))
+    }
+
+    /// Where in the buffer the next data stands.
+    fn here(&mut self) -> Result<Option<Range<usize>>> {
+        while !self.unread.is_empty() && !self.decoder.finished() {
+            let start = self.unread.start;
+            let decoded = self.decoder.decode(&self.buffer[self.unread.clone()]);
+            let (used, length) = match decoded {
+                Ok(step) => (step.used, step.data.len()),
+                Err(error) => return Err(self.malformed(error)),
+            };
+            self.unread.start += used;
+            if length > 0 {
+                // Data is the last thing that a step uses.
+                let data = start + used - length..start + used;
+                self.finish_framing()?;
+                return Ok(Some(data));
+            }
+        }
+        Ok(None)
     }
 
     /// The rest of the body, at most `bytes_max` bytes of it; what comes behind them is not read.
