@@ -247,7 +247,7 @@ fn what_stands_behind_an_answer_never_becomes_the_next_answer() {
     ];
     assert!(poison.starts_with("HTTP"));
     let (_sandbox, _liars, _good, daemon) = house(&lies);
-    for index in 0..lies.len() {
+    for (index, (name, _)) in lies.iter().enumerate() {
         for upstream in ["oa", "ol"] {
             for stream in [false, true] {
                 let model = format!("{upstream}-{index}");
@@ -266,8 +266,7 @@ fn what_stands_behind_an_answer_never_becomes_the_next_answer() {
                     assert_eq!(
                         ask::whole_text(Dialect::OpenAi, &next.json()),
                         "no lie",
-                        "{}: {}",
-                        lies[index].0,
+                        "{name}: {}",
                         next.text()
                     );
                 }
