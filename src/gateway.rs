@@ -6,6 +6,7 @@ pub mod browser;
 pub mod catalog;
 pub mod errors;
 pub mod exchange;
+pub mod flow;
 pub mod lists;
 pub mod metrics;
 pub mod record;

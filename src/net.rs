@@ -14,6 +14,7 @@ mod inbox;
 mod intake;
 pub mod outbound;
 mod park;
+pub mod pump;
 mod respond;
 mod serve;
 pub mod service;

@@ -13,6 +13,9 @@ const OPS_QUEUE_MAX: usize = 64;
 const OPS_BODY_MAX: u64 = 64 * 1024;
 const OPS_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// Most threads that bring flowing streams on: one a core, up to here.
+const PUMPS_MAX: usize = 4;
+
 /// What the data plane keeps for its life.
 pub fn data_fixed(server: &Server) -> Fixed {
     Fixed {
@@ -20,6 +23,7 @@ pub fn data_fixed(server: &Server) -> Fixed {
         listen: server.listen,
         workers: server.workers,
         queue_max: server.queue_max,
+        pumps: std::thread::available_parallelism().map_or(1, usize::from).min(PUMPS_MAX),
     }
 }
 
@@ -48,7 +52,13 @@ pub fn data(server: &Server, connections: usize) -> Settings {
 
 /// What the ops plane keeps for its life.
 pub fn ops_fixed(ops: &Ops) -> Fixed {
-    Fixed { name: "ops", listen: ops.listen, workers: OPS_WORKERS, queue_max: OPS_QUEUE_MAX }
+    Fixed {
+        name: "ops",
+        listen: ops.listen,
+        workers: OPS_WORKERS,
+        queue_max: OPS_QUEUE_MAX,
+        pumps: 0,
+    }
 }
 
 /// What the ops plane is told.

@@ -16,6 +16,7 @@ use crate::upstream::deadlines::{Deadlines, Timeouts};
 use crate::upstream::link::Link;
 use crate::upstream::verdict::{self, Verdict};
 
+use super::flow::Parts;
 use super::record::Record;
 use super::source::{HeadSays, Source};
 
@@ -24,6 +25,10 @@ const ERROR_BODY_BYTES_MAX: usize = 64 * 1024;
 
 /// Events of one read are gathered up to this many bytes before they are sent.
 const OUT_BYTES_MAX: usize = 64 * 1024;
+
+/// A stream that ends this soon after its first content ends on its worker, which then stays with
+/// the connection; any other flows on without a thread.
+const HERE_MAX: Duration = Duration::from_millis(1);
 
 /// After the terminator: how long to wait for the end of the message, so that the connection can
 /// be used again. The client has its answer already.
@@ -36,6 +41,8 @@ pub enum End {
         /// It may.
         keep_alive: bool,
     },
+    /// The first content is out; the rest flows on without this thread.
+    Flowing(Box<Parts>),
     /// The whole answer, for a client that wants it whole.
     Whole(Vec<u8>),
     /// Nothing was committed: the next link may answer.
@@ -86,7 +93,7 @@ impl Attempt<'_> {
             idle: settings.idle_timeout,
             total: settings.total_timeout,
         };
-        let mut deadlines = Deadlines::new(
+        let deadlines = Deadlines::new(
             timeouts,
             self.ask.stream(),
             now,
@@ -101,7 +108,7 @@ impl Attempt<'_> {
             return end;
         }
         if self.ask.stream() && !says.json {
-            self.stream(&mut source, client, &mut deadlines)
+            self.stream(source, client, deadlines)
         } else {
             self.whole(&mut source, client, &deadlines)
         }
@@ -328,18 +335,37 @@ impl Attempt<'_> {
     /// A stream: each event goes to the client when it is read.
     fn stream(
         &mut self,
-        source: &mut Source,
+        mut source: Source,
         client: &mut ClientStream<'_>,
-        deadlines: &mut Deadlines,
+        mut deadlines: Deadlines,
     ) -> End {
         let line_max = self.link.settings.stream_line_max;
         let mut core = Stream::new(self.reply, self.ask, self.dialect(), line_max);
         let mut out = Vec::new();
+        // Until then a committed stream may end here, where it began.
+        let mut here: Option<Instant> = None;
         let error = loop {
+            let now = clock::now();
+            if here.is_some_and(|here| now >= here) {
+                source = match source {
+                    Source::Upstream(upstream) => {
+                        return End::Flowing(Box::new(Parts { upstream, core, deadlines }));
+                    }
+                    // Nothing to watch: it ends here in any case.
+                    echo @ Source::Echo(_) => echo,
+                };
+                here = None;
+            }
             let deadline = deadlines.next();
-            let mut fed = match source.piece(&self.watch(client, deadline)) {
+            let mut watch = self.watch(client, deadline);
+            watch.deadline = here.map_or(watch.deadline, |here| watch.deadline.min(here));
+            let mut fed = match source.piece(&watch) {
                 Ok(Some(bytes)) => core.feed(self.reply, bytes, &mut out).map(|feed| feed.events),
                 Ok(None) => core.end(self.reply, &mut out).map(|()| 0),
+                Err(error) if here.is_some() && is_early(&error, deadline.0) => {
+                    here = Some(now);
+                    continue;
+                }
                 Err(error) => match self.tick(error, deadline, client) {
                     Ok(()) => continue,
                     Err(error) => break error,
@@ -364,14 +390,15 @@ impl Attempt<'_> {
                 }
             }
             let now = clock::now();
-            if core.committed() {
-                self.commit(client, deadlines, now);
+            if core.committed() && !self.committed {
+                self.commit(client, &mut deadlines, now);
+                here = Some(now + HERE_MAX);
             }
             if matches!(fed, Ok(events) if events > 0) {
                 deadlines.event(now);
             }
             if core.done() {
-                return self.finish(&core, source, client, &out);
+                return self.finish(&core, &mut source, client, &out);
             }
             if !out.is_empty() {
                 if let Err(error) = client.send(&out) {
@@ -402,9 +429,6 @@ impl Attempt<'_> {
 
     /// The first content: from here on nobody else answers.
     fn commit(&mut self, client: &mut ClientStream<'_>, deadlines: &mut Deadlines, now: Instant) {
-        if self.committed {
-            return;
-        }
         self.committed = true;
         deadlines.committed(now);
         self.record.answered_by(&self.link.settings.name, &self.target.model);
@@ -448,6 +472,11 @@ impl Attempt<'_> {
     }
 }
 
+/// A wait that ended before its real deadline.
+fn is_early(error: &Error, deadline: Instant) -> bool {
+    matches!(error.kind(), Kind::UpstreamTimeout(_)) && clock::now() < deadline
+}
+
 /// An error before anything was committed: does it end the chain?
 fn before_commit(error: Error) -> End {
     match error.kind() {
@@ -464,6 +493,6 @@ fn out_of_time(error: &Error) -> Error {
     Error::new(Kind::RequestTotalTimeout, format!("the request's time is over: {error}"))
 }
 
-fn fault_error(fault: &Fault, upstream: &str) -> Error {
+pub(super) fn fault_error(fault: &Fault, upstream: &str) -> Error {
     Error::new(fault.kind(), format!("upstream {upstream}: {fault}"))
 }

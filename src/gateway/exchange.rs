@@ -4,17 +4,18 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::base::clock;
-use crate::base::error::{Error, Kind, Result};
+use crate::base::error::{Error, Kind, Phase, Result};
 use crate::base::metrics::Lease;
 use crate::base::permits::Permit;
 use crate::config::settings::Target;
-use crate::llm::{Ask, Reply, Route};
+use crate::llm::{Ask, Fault, Reply, Route, Usage};
 use crate::net::http::{Request, Response};
 use crate::net::service::{GiveUp, Job, Step, Wait};
 use crate::net::turn::{ClientStream, Turn};
 use crate::upstream::calls::Call;
 
-use super::attempt::{Attempt, End};
+use super::attempt::{Attempt, End, fault_error};
+use super::flow::{Flowing, too_late};
 use super::record::Record;
 use super::state::{Chain, State};
 use super::{Gateway, browser, errors, lists, routes};
@@ -186,6 +187,10 @@ impl Exchange {
                     self.record.finish(200, client.bytes());
                     return Step::Streamed { keep_alive };
                 }
+                End::Flowing(parts) => {
+                    let bytes = client.bytes();
+                    return Step::Flow { flow: Box::new(Flowing::new(self, *parts)), bytes };
+                }
                 End::Whole(body) => return self.whole(body),
                 End::Cut(error) => return self.cut(&error, &mut client),
                 End::Final(error) => {
@@ -248,10 +253,13 @@ impl Exchange {
             committed: false,
         };
         let end = attempt.run(client);
+        if matches!(end, End::Flowing(_)) {
+            return end;
+        }
         self.permit = None;
         let name = &link.settings.name;
         match &end {
-            End::Streamed { .. } | End::Whole(_) => link.counts.answered(),
+            End::Streamed { .. } | End::Whole(_) | End::Flowing(_) => link.counts.answered(),
             End::MoveOn(error) | End::Final(error) | End::Cut(error) => {
                 link.counts.failed(error.row().code);
                 self.record.attempt_failed(name, error);
@@ -323,6 +331,75 @@ impl Exchange {
         self.record.failed(error);
         self.record.finish(response.status, response.body.len() as u64);
         response
+    }
+}
+
+/// What a stream that flows on asks of its exchange.
+impl Exchange {
+    pub(super) fn reply(&mut self) -> &mut Reply {
+        &mut self.reply
+    }
+
+    /// When the client will have heard nothing for `early_head`.
+    pub(super) fn silence_deadline(&self) -> Instant {
+        self.last_sent + self.early_head
+    }
+
+    pub(super) fn sent_at(&mut self, now: Instant) {
+        self.last_sent = now;
+    }
+
+    pub(super) fn keep_alive(&mut self, out: &mut Vec<u8>) {
+        self.record.metrics().keep_alives.inc();
+        self.reply.keep_alive(out);
+    }
+
+    pub(super) fn usage(&mut self, usage: Usage) {
+        if let Some((link, _)) = self.chain.get(self.at) {
+            link.counts.tokens(usage.input, usage.output, usage.estimated);
+        }
+        self.record.usage(usage);
+    }
+
+    /// The stream ended well.
+    pub(super) fn answered(&mut self) {
+        if let Some((link, _)) = self.chain.get(self.at) {
+            link.counts.answered();
+        }
+    }
+
+    /// The stream ends with an error, which the client is told.
+    pub(super) fn cut_in_band(&mut self, error: &Error, out: &mut Vec<u8>) {
+        self.record.metrics().streams_cut.inc();
+        self.reply.error_event(error, out);
+        self.lost(error);
+    }
+
+    /// The stream ends with an error.
+    pub(super) fn lost(&mut self, error: &Error) {
+        if let Some((link, _)) = self.chain.get(self.at) {
+            link.counts.failed(error.row().code);
+            self.record.attempt_failed(&link.settings.name, error);
+        }
+        self.record.failed(error);
+    }
+
+    /// Everything was sent that will be.
+    pub(super) fn ended(&mut self, bytes: u64) {
+        self.permit = None;
+        self.record.finish(200, bytes);
+    }
+
+    pub(super) fn fault(&self, fault: &Fault) -> Error {
+        fault_error(fault, self.upstream_name())
+    }
+
+    pub(super) fn too_late(&self, phase: Phase) -> Error {
+        too_late(self.upstream_name(), phase)
+    }
+
+    fn upstream_name(&self) -> &str {
+        self.chain.get(self.at).map_or("", |(link, _)| &link.settings.name)
     }
 }
 

@@ -5,7 +5,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
@@ -17,6 +17,7 @@ use super::address::Addresses;
 use super::inbox::{Inbox, WAKE};
 use super::intake::Env;
 use super::park::Park;
+use super::pump::{Pump, PumpInbox};
 use super::service::Service;
 use super::settings::{Fixed, Settings};
 use super::workers::{Task, Workers};
@@ -56,6 +57,8 @@ pub struct Shared {
     pub(super) evicted: Arc<Counter>,
     pub(super) stalled: Arc<Counter>,
     pub(super) panics: Arc<Counter>,
+    pumps: Vec<Arc<PumpInbox>>,
+    next_pump: AtomicUsize,
     queue: Receiver<Task>,
     draining: AtomicBool,
     stopping: AtomicBool,
@@ -68,6 +71,12 @@ impl Shared {
 
     pub(super) fn stopping(&self) -> bool {
         self.stopping.load(SeqCst)
+    }
+
+    /// The pump for the next stream, in turn; none for an engine without streams.
+    pub(super) fn pump(&self) -> Option<&Arc<PumpInbox>> {
+        let next = self.next_pump.fetch_add(1, SeqCst).checked_rem(self.pumps.len())?;
+        self.pumps.get(next)
     }
 
     pub(super) fn queue_empty(&self) -> bool {
@@ -85,6 +94,7 @@ pub struct Engine {
     address: SocketAddr,
     accept: Option<(UnixStream, Thread)>,
     park: Option<Thread>,
+    pumps: Vec<Thread>,
 }
 
 impl Engine {
@@ -105,15 +115,28 @@ impl Engine {
         let waker = Waker::new(poll.registry(), WAKE)?;
         let (queue, tasks) = bounded(fixed.queue_max);
         let (accepted, to_park) = bounded(ACCEPTED_MAX);
-        let shared = shared(fixed, settings, service, registry, Inbox::new(waker), tasks);
+        let mut shared = shared(fixed, settings, service, registry, Inbox::new(waker), tasks);
+        let mut polls = Vec::new();
+        for _ in 0..fixed.pumps {
+            let (inbox, poll) = PumpInbox::new()?;
+            shared.pumps.push(Arc::new(inbox));
+            polls.push(poll);
+        }
         let shared = Arc::new(shared);
+        let mut pumps = Vec::new();
+        for (number, poll) in polls.into_iter().enumerate() {
+            let name = format!("flow-{}-{}", fixed.name, number + 1);
+            let beat = heartbeats.register(&name, PARK_SILENCE_MAX);
+            let pump = Pump::new(Arc::clone(&shared), Arc::clone(&shared.pumps[number]), poll);
+            pumps.push(thread::spawn(&name, move || pump.run(&beat))?);
+        }
         Workers::start(&shared)?;
         let park_name = format!("park-{}", fixed.name);
         let beat = heartbeats.register(&park_name, PARK_SILENCE_MAX);
         let park = Park::new(Arc::clone(&shared), poll, to_park, queue);
         let park = thread::spawn(&park_name, move || park.run(&beat))?;
         // From here on a failure drops the engine, which ends what was started.
-        let mut engine = Engine { shared, address, accept: None, park: Some(park) };
+        let mut engine = Engine { shared, address, accept: None, park: Some(park), pumps };
         let (stop, stopped) = UnixStream::pair()?;
         let for_accept = Arc::clone(&engine.shared);
         let accept = thread::spawn(&format!("accept-{}", fixed.name), move || {
@@ -163,6 +186,10 @@ impl Engine {
         self.begin_drain();
         self.shared.stopping.store(true, SeqCst);
         self.shared.inbox.wake();
+        for pump in &self.shared.pumps {
+            pump.wake();
+        }
+        self.pumps.drain(..).for_each(Thread::join);
         if let Some(park) = self.park.take() {
             park.join();
         }
@@ -239,6 +266,8 @@ fn shared(
         panics: counter("tidegate_panics_total", "Panics in handlers; each was answered with 500."),
         settings: ArcSwap::from_pointee(settings),
         service,
+        pumps: Vec::new(),
+        next_pump: AtomicUsize::new(0),
         queue: tasks,
         draining: AtomicBool::new(false),
         stopping: AtomicBool::new(false),

@@ -22,7 +22,7 @@ pub(in crate::net) mod tests;
 use std::path::PathBuf;
 
 pub use control::Control;
-pub use exchange::{Begin, Exchange, Outgoing};
+pub use exchange::{Begin, Exchange, Now, Outgoing};
 pub use pause::pause;
 pub use pool::{IDLE_AGE_MAX, Pool};
 pub use resolve::Resolver;

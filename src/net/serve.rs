@@ -8,6 +8,7 @@ use super::engine::Shared;
 use super::http::{Request, Response};
 use super::intake::Advance;
 use super::park::Purpose;
+use super::pump::Entering;
 use super::respond;
 use super::service::Step;
 use super::settings::TURNS_MAX;
@@ -15,11 +16,13 @@ use super::turn::Turn;
 use super::workers::{Occupied, Task, Work};
 use crate::base::clock;
 use crate::base::error::{Error, Kind};
+use crate::base::permits::Permit;
 
 /// What a worker keeps between requests.
 #[derive(Default)]
 pub struct Scratch {
     out: Vec<u8>,
+    slot: Option<Permit>,
 }
 
 /// What comes after an answer.
@@ -57,6 +60,14 @@ pub fn serve(shared: &Arc<Shared>, task: Task, scratch: &mut Scratch) {
                 finish(shared, conn);
                 return;
             }
+            Some(Step::Flow { flow, bytes }) => {
+                let chunked = conn.current.as_ref().is_some_and(|current| current.http11);
+                let slot = scratch.slot.take();
+                if let Some(pump) = shared.pump() {
+                    pump.enter(Entering { conn, flow, slot, chunked, bytes });
+                }
+                return;
+            }
             Some(Step::Wait(job, wait)) => {
                 shared.inbox.park(conn, Purpose::Wait { job, wait });
                 return;
@@ -89,7 +100,9 @@ fn turn(
         Work::Start(request) => shared.service.start(*request, &mut turn),
         Work::Resume(job, permit) => job.run(permit, &mut turn),
     }));
-    drop(turn.slot.take());
+    let slot = turn.slot.take();
+    // A stream that flows on takes its slot along.
+    scratch.slot = slot.filter(|_| matches!(ran, Ok(Step::Flow { .. })));
     match ran {
         Ok(step) => (true, Some(step)),
         Err(_) => {

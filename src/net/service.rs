@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::http::{Head, Request, Response};
+use super::pump::Flow;
 use super::turn::Turn;
 use crate::base::error::Error;
 use crate::base::id::RequestId;
@@ -30,6 +31,13 @@ pub enum Step {
     Streamed {
         /// Whether the connection can go on.
         keep_alive: bool,
+    },
+    /// The answer has begun, with [`super::turn::ClientStream::start`], and flows on by itself.
+    Flow {
+        /// The stream.
+        flow: Box<dyn Flow>,
+        /// Body bytes that were sent already.
+        bytes: u64,
     },
     /// The request waits as data, and goes on with [`Job::run`] once a permit is granted.
     Wait(Box<dyn Job>, Wait),

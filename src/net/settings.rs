@@ -36,6 +36,8 @@ pub struct Fixed {
     pub workers: usize,
     /// Complete requests that wait for a worker.
     pub queue_max: usize,
+    /// Threads that bring flowing streams on; none for an engine without streams.
+    pub pumps: usize,
 }
 
 /// Grace before `body_rate_min` counts (DESIGN section 6).

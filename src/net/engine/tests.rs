@@ -99,8 +99,13 @@ struct Running {
 fn start() -> Running {
     let gate = Permits::new(Limit::detached(1), Limit::detached(2));
     let service = Arc::new(Hello { gate: Arc::clone(&gate) });
-    let fixed =
-        Fixed { name: "data", listen: "127.0.0.1:0".parse().unwrap(), workers: 2, queue_max: 8 };
+    let fixed = Fixed {
+        name: "data",
+        listen: "127.0.0.1:0".parse().unwrap(),
+        workers: 2,
+        queue_max: 8,
+        pumps: 1,
+    };
     let registry = Registry::default();
     let engine = Engine::start(&fixed, settings(), service, &registry, &Arc::default()).unwrap();
     Running { engine: Some(engine), gate, registry }

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::ops::Range;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -41,6 +41,17 @@ pub struct Begin<'a> {
     pub connect: Instant,
     /// Until when the whole request must be sent.
     pub send: Instant,
+}
+
+/// What is there of an answer's body now.
+#[derive(Debug)]
+pub enum Now<'a> {
+    /// These bytes.
+    Data(&'a [u8]),
+    /// Nothing yet.
+    Nothing,
+    /// Its end.
+    End,
 }
 
 /// A call whose request was sent. Dropping it ends the call: its connection is closed unless the
@@ -262,6 +273,58 @@ impl Exchange {
     /// `UpstreamMalformed`.
     pub fn piece_here(&mut self) -> Result<Option<&[u8]>> {
         Ok(self.here()?.map(|data| &self.buffer[data]))
+    }
+
+    /// The next bytes of the body, without waiting; one read at most.
+    ///
+    /// # Errors
+    /// `UpstreamCut`, `UpstreamMalformed`, `Draining` when cancelled.
+    pub fn piece_now(&mut self) -> Result<Now<'_>> {
+        let mut read = false;
+        loop {
+            if let Some(data) = self.here()? {
+                return Ok(Now::Data(&self.buffer[data]));
+            }
+            if self.decoder.finished() {
+                self.give_back();
+                return Ok(Now::End);
+            }
+            if read && !self.more {
+                self.release_buffer();
+                return Ok(Now::Nothing);
+            }
+            self.unread = 0..0;
+            self.take_buffer();
+            let Some(stream) = &mut self.stream else { return Ok(Now::End) };
+            let size = self.buffer.len();
+            match stream.read(&mut self.buffer) {
+                Ok(0) => {
+                    if let Some(stop) = self.control.stopped() {
+                        return Err(self.stopped(stop));
+                    }
+                    if let Err(cut) = self.decoder.end_of_input() {
+                        return Err(self.cut(Some(&cut), None));
+                    }
+                }
+                Ok(bytes) => {
+                    read = true;
+                    // TLS may hold more than the socket shows.
+                    self.more = bytes == size || stream.may_hold_data();
+                    self.unread = 0..bytes;
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.more = false;
+                    self.release_buffer();
+                    return Ok(Now::Nothing);
+                }
+                Err(error) => return Err(self.lost(Some(error))),
+            }
+        }
+    }
+
+    /// The upstream's socket, while the answer is not at its end.
+    pub fn socket(&self) -> Option<BorrowedFd<'_>> {
+        self.stream.as_ref().map(|stream| stream.socket().as_fd())
     }
 
     /// Where in the buffer the next data stands.

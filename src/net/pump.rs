@@ -1,0 +1,441 @@
+//! Streams that flow: once the first content is out, an answer needs no thread of its own any more.
+//! A few pump threads bring the events of all such streams from their upstreams to their clients.
+//!
+//! A thread for each stream costs a context switch for each event, which on two cores is most of
+//! what a stream costs; here many events come from one look at the kernel. Nothing here blocks: a
+//! client that does not read stops only the reading from its own upstream.
+
+use std::collections::BTreeSet;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use mio::event::Event;
+use mio::unix::SourceFd;
+use mio::{Events, Interest, Poll, Token, Waker};
+
+use super::conn::ClientConn;
+use super::engine::Shared;
+use super::http1;
+use super::park::Purpose;
+use crate::base::clock;
+use crate::base::error::{Error, Kind};
+use crate::base::heartbeat::Beat;
+use crate::base::lock::{Locked, Rank};
+use crate::base::permits::Permit;
+
+/// Events taken from the kernel at once.
+const EVENTS_MAX: usize = 1024;
+
+/// The longest sleep: the heartbeat's interval.
+const SLEEP_MAX: Duration = Duration::from_secs(1);
+
+/// After the end of an answer: how long its upstream may take to end the message, so that the
+/// connection can be used again. The client has everything already.
+const TAIL_MAX: Duration = Duration::from_millis(50);
+
+/// Output buffers larger than this are given back once they are empty.
+const OUT_BYTES_KEPT: usize = 16 * 1024;
+
+const WAKE: Token = Token(0);
+
+/// A stream whose first content is out.
+pub trait Flow: Send {
+    /// The upstream's socket.
+    fn upstream(&self) -> Option<BorrowedFd<'_>>;
+
+    /// Reads what is there, without waiting, and appends what the client shall have to `out`.
+    fn read(&mut self, now: Instant, out: &mut Vec<u8>) -> FlowStep;
+
+    /// When something must happen although nothing came.
+    fn deadline(&self) -> Instant;
+
+    /// That time has come.
+    fn expired(&mut self, now: Instant, out: &mut Vec<u8>) -> FlowStep;
+
+    /// The client is gone, or did not read for too long: nothing can be sent any more.
+    fn lost(&mut self, error: Error);
+
+    /// The answer ended: `bytes` of body were sent.
+    fn ended(&mut self, bytes: u64);
+
+    /// Reads the end of the upstream's message; true when there is nothing more to wait for.
+    fn tail(&mut self) -> bool;
+}
+
+/// What comes next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FlowStep {
+    /// Wait for the upstream.
+    Wait,
+    /// There may be more to read at once.
+    Again,
+    /// This was the last of it.
+    End,
+}
+
+/// A stream on its way to a pump.
+pub struct Entering {
+    /// The client.
+    pub conn: Box<ClientConn>,
+    /// The stream.
+    pub flow: Box<dyn Flow>,
+    /// The right to run, one of `server.exchanges_max`.
+    pub slot: Option<Permit>,
+    /// Whether the body is chunked; else it ends with the connection.
+    pub chunked: bool,
+    /// Body bytes that were sent already.
+    pub bytes: u64,
+}
+
+/// What other threads hand to a pump. Bounded by `server.exchanges_max`: each holds a slot.
+pub struct PumpInbox {
+    entering: Locked<Vec<Entering>>,
+    waker: Waker,
+}
+
+impl PumpInbox {
+    /// An empty inbox, and the poll that it wakes.
+    ///
+    /// # Errors
+    /// When there is no descriptor for it.
+    pub fn new() -> std::io::Result<(PumpInbox, Poll)> {
+        let poll = Poll::new()?;
+        let waker = Waker::new(poll.registry(), WAKE)?;
+        Ok((PumpInbox { entering: Locked::new(Rank::Leaf, Vec::new()), waker }, poll))
+    }
+
+    /// Hands a stream over.
+    pub fn enter(&self, entering: Entering) {
+        let first = self.entering.with(|all| {
+            all.push(entering);
+            all.len() == 1
+        });
+        if first {
+            self.wake();
+        }
+    }
+
+    /// Wakes the pump, so that it looks at the engine's flags.
+    pub fn wake(&self) {
+        // Failing to wake costs at most the longest sleep.
+        let _ = self.waker.wake();
+    }
+}
+
+struct Entry {
+    /// Gone once the client has its answer.
+    conn: Option<Box<ClientConn>>,
+    flow: Box<dyn Flow>,
+    _slot: Option<Permit>,
+    chunked: bool,
+    bytes: u64,
+    /// What the client did not take yet.
+    out: Vec<u8>,
+    sent: usize,
+    stalled: Option<Instant>,
+    /// The upstream has something, which waits until the client takes more.
+    readable: bool,
+    /// Everything is in `out`.
+    ended: bool,
+    upstream: Option<RawFd>,
+    timer: Instant,
+}
+
+/// A pump thread's own state.
+pub struct Pump {
+    shared: Arc<Shared>,
+    inbox: Arc<PumpInbox>,
+    poll: Poll,
+    entries: Vec<Option<Entry>>,
+    free: Vec<usize>,
+    timers: BTreeSet<(Instant, usize)>,
+    again: Vec<usize>,
+    data: Vec<u8>,
+}
+
+impl Pump {
+    /// The state of a pump that has not begun.
+    pub fn new(shared: Arc<Shared>, inbox: Arc<PumpInbox>, poll: Poll) -> Self {
+        Pump {
+            shared,
+            inbox,
+            poll,
+            entries: Vec::new(),
+            free: Vec::new(),
+            timers: BTreeSet::new(),
+            again: Vec::new(),
+            data: Vec::new(),
+        }
+    }
+
+    /// The thread's life: until the engine stops.
+    pub fn run(mut self, beat: &Beat) {
+        let mut events = Events::with_capacity(EVENTS_MAX);
+        while !self.shared.stopping() {
+            let now = clock::now();
+            let sleep = if self.again.is_empty() {
+                let first = self.timers.first().map(|(when, _)| *when);
+                first.map_or(SLEEP_MAX, |when| when.saturating_duration_since(now).min(SLEEP_MAX))
+            } else {
+                Duration::ZERO
+            };
+            if self.poll.poll(&mut events, Some(sleep)).is_err() {
+                events.clear();
+            }
+            let now = clock::now();
+            beat.tick_at(now);
+            for event in &events {
+                if event.token() != WAKE {
+                    self.ready(event, now);
+                }
+            }
+            for index in std::mem::take(&mut self.again) {
+                self.read(index, now);
+            }
+            for entering in self.inbox.entering.with(std::mem::take) {
+                self.enter(entering, now);
+            }
+            self.expire(now);
+        }
+        for index in 0..self.entries.len() {
+            self.lose(index, Error::new(Kind::Draining, "the gateway stops"));
+        }
+    }
+
+    fn enter(&mut self, entering: Entering, now: Instant) {
+        let Entering { conn, flow, slot, chunked, bytes } = entering;
+        let index = self.free.pop().unwrap_or_else(|| {
+            self.entries.push(None);
+            self.entries.len() - 1
+        });
+        let upstream = flow.upstream().map(|fd| fd.as_raw_fd());
+        let client = conn.as_fd().as_raw_fd();
+        let registry = self.poll.registry();
+        let mut watched = registry
+            .register(
+                &mut SourceFd(&client),
+                Token(2 * index + 2),
+                Interest::READABLE | Interest::WRITABLE,
+            )
+            .is_ok();
+        if let Some(fd) = upstream {
+            let token = Token(2 * index + 1);
+            watched &= registry.register(&mut SourceFd(&fd), token, Interest::READABLE).is_ok();
+        }
+        let timer = flow.deadline().min(now + SLEEP_MAX);
+        self.timers.insert((timer, index));
+        self.entries[index] = Some(Entry {
+            conn: Some(conn),
+            flow,
+            _slot: slot,
+            chunked,
+            bytes,
+            out: Vec::new(),
+            sent: 0,
+            stalled: None,
+            readable: false,
+            ended: false,
+            upstream,
+            timer,
+        });
+        if watched {
+            // What came before the registration is told by it; what the worker had read is not.
+            self.read(index, now);
+        } else {
+            let context = "no kernel memory to watch this stream";
+            self.lose(index, Error::new(Kind::Internal, context));
+        }
+    }
+
+    fn ready(&mut self, event: &Event, now: Instant) {
+        let Token(token) = event.token();
+        let index = (token - 1) / 2;
+        let Some(Some(entry)) = self.entries.get_mut(index) else { return };
+        if token % 2 == 1 {
+            self.read(index, now);
+        } else if entry.conn.is_some() {
+            if event.is_read_closed() || event.is_error() {
+                let context = "the client closed the connection";
+                self.lose(index, Error::new(Kind::ClientGone, context));
+            } else if event.is_writable() && !entry.out.is_empty() {
+                self.flush(index, now);
+            }
+        }
+    }
+
+    /// Brings what the upstream has to the client.
+    fn read(&mut self, index: usize, now: Instant) {
+        let Some(Some(entry)) = self.entries.get_mut(index) else { return };
+        if entry.conn.is_none() {
+            if entry.flow.tail() {
+                self.remove(index);
+            }
+            return;
+        }
+        if !entry.out.is_empty() || entry.ended {
+            entry.readable = true;
+            return;
+        }
+        entry.readable = false;
+        self.data.clear();
+        let data = &mut self.data;
+        match catch_unwind(AssertUnwindSafe(|| entry.flow.read(now, data))) {
+            Ok(step) => self.step(index, step, now),
+            Err(_) => self.panicked(index),
+        }
+    }
+
+    /// A panic costs its own stream, and is counted; the pump and all others live.
+    fn panicked(&mut self, index: usize) {
+        self.shared.panics.inc();
+        self.lose(index, Error::new(Kind::Internal, "a bug in the gateway; its log has the place"));
+    }
+
+    /// Frames what `self.data` holds, and sends it.
+    fn step(&mut self, index: usize, step: FlowStep, now: Instant) {
+        let Some(Some(entry)) = self.entries.get_mut(index) else { return };
+        if !self.data.is_empty() {
+            entry.bytes += self.data.len() as u64;
+            if entry.chunked {
+                http1::write_chunk(&mut entry.out, &self.data);
+            } else {
+                entry.out.extend_from_slice(&self.data);
+            }
+        }
+        match step {
+            FlowStep::End => {
+                entry.ended = true;
+                if entry.chunked {
+                    entry.out.extend_from_slice(http1::LAST_CHUNK);
+                }
+            }
+            FlowStep::Again => self.again.push(index),
+            FlowStep::Wait => {}
+        }
+        self.flush(index, now);
+    }
+
+    fn flush(&mut self, index: usize, now: Instant) {
+        let Some(Some(entry)) = self.entries.get_mut(index) else { return };
+        let Some(conn) = &entry.conn else { return };
+        while entry.sent < entry.out.len() {
+            match conn.send_now(&entry.out[entry.sent..]) {
+                Ok(0) => {
+                    entry.stalled.get_or_insert(now);
+                    return;
+                }
+                Ok(n) => {
+                    entry.sent += n;
+                    entry.stalled = None;
+                }
+                Err(error) => {
+                    let context = "the client closed the connection";
+                    self.lose(index, Error::new(Kind::ClientGone, context).because(error));
+                    return;
+                }
+            }
+        }
+        entry.sent = 0;
+        entry.out.clear();
+        if entry.out.capacity() > OUT_BYTES_KEPT {
+            entry.out = Vec::new();
+        }
+        if entry.ended {
+            self.end(index, now);
+        } else if entry.readable {
+            self.again.push(index);
+        }
+    }
+
+    /// The client has everything. The entry stays for the end of the upstream's message.
+    fn end(&mut self, index: usize, now: Instant) {
+        let Some(Some(entry)) = self.entries.get_mut(index) else { return };
+        let Some(conn) = entry.conn.take() else { return };
+        entry.flow.ended(entry.bytes);
+        let fd = conn.as_fd().as_raw_fd();
+        let _ = self.poll.registry().deregister(&mut SourceFd(&fd));
+        if conn.current.as_ref().is_some_and(|current| current.keep_alive) {
+            let mut conn = conn;
+            conn.current = None;
+            self.shared.inbox.park(conn, Purpose::Next);
+        } else {
+            conn.shut_write();
+            self.shared.inbox.park(conn, Purpose::Linger);
+        }
+        if entry.flow.tail() {
+            self.remove(index);
+        } else {
+            self.timers.remove(&(entry.timer, index));
+            entry.timer = now + TAIL_MAX;
+            self.timers.insert((entry.timer, index));
+        }
+    }
+
+    fn lose(&mut self, index: usize, error: Error) {
+        if let Some(Some(entry)) = self.entries.get_mut(index)
+            && entry.conn.is_some()
+        {
+            entry.flow.lost(error);
+            entry.flow.ended(entry.bytes);
+        }
+        self.remove(index);
+    }
+
+    fn expire(&mut self, now: Instant) {
+        let write_timeout = self.shared.settings.load().write_timeout;
+        while let Some(&(when, index)) = self.timers.first() {
+            if when > now {
+                break;
+            }
+            self.timers.pop_first();
+            let Some(Some(entry)) = self.entries.get_mut(index) else { continue };
+            if entry.conn.is_none() {
+                self.remove(index);
+                continue;
+            }
+            let stall = entry.stalled.map(|since| since + write_timeout);
+            if stall.is_some_and(|stall| stall <= now) {
+                let context = "the client does not read; nothing moved for server.write_timeout";
+                self.lose(index, Error::new(Kind::ClientStalled, context));
+                continue;
+            }
+            let mut step = None;
+            if entry.stalled.is_none() && !entry.ended && entry.flow.deadline() <= now {
+                self.data.clear();
+                let data = &mut self.data;
+                match catch_unwind(AssertUnwindSafe(|| entry.flow.expired(now, data))) {
+                    Ok(expired) => step = Some(expired),
+                    Err(_) => {
+                        self.panicked(index);
+                        continue;
+                    }
+                }
+            }
+            // Deadlines move with every event; the timer follows only when it fires, and looks
+            // every second at least, since a stall begins without one.
+            let next = entry.flow.deadline().max(now + Duration::from_millis(1));
+            entry.timer = next.min(now + SLEEP_MAX).min(stall.unwrap_or(next));
+            self.timers.insert((entry.timer, index));
+            if let Some(step) = step {
+                self.step(index, step, now);
+            }
+        }
+    }
+
+    fn remove(&mut self, index: usize) {
+        let Some(entry) = self.entries.get_mut(index).and_then(Option::take) else { return };
+        self.timers.remove(&(entry.timer, index));
+        let registry = self.poll.registry();
+        if let Some(conn) = &entry.conn {
+            let fd = conn.as_fd().as_raw_fd();
+            let _ = registry.deregister(&mut SourceFd(&fd));
+        }
+        if let Some(fd) = entry.upstream {
+            // It may be back in its pool, or closed; either way it is no longer ours to watch.
+            let _ = registry.deregister(&mut SourceFd(&fd));
+        }
+        self.free.push(index);
+    }
+}
