@@ -356,12 +356,16 @@ impl Attempt<'_> {
                 };
                 here = None;
             }
+            let mut ended = false;
             let deadline = deadlines.next();
             let mut watch = self.watch(client, deadline);
             watch.deadline = here.map_or(watch.deadline, |here| watch.deadline.min(here));
             let mut fed = match source.piece(&watch) {
                 Ok(Some(bytes)) => core.feed(self.reply, bytes, &mut out).map(|feed| feed.events),
-                Ok(None) => core.end(self.reply, &mut out).map(|()| 0),
+                Ok(None) => {
+                    ended = true;
+                    core.end(self.reply, &mut out).map(|()| 0)
+                }
                 Err(error) if here.is_some() && is_early(&error, deadline.0) => {
                     here = Some(now);
                     continue;
@@ -397,7 +401,7 @@ impl Attempt<'_> {
             if matches!(fed, Ok(events) if events > 0) {
                 deadlines.event(now);
             }
-            if core.done() {
+            if core.done() || (ended && fed.is_ok()) {
                 return self.finish(&core, &mut source, client, &out);
             }
             if !out.is_empty() {

@@ -84,7 +84,10 @@ impl Flow for Flowing {
             let fed = match upstream.piece_now() {
                 Ok(Now::Nothing) => break FlowStep::Wait,
                 Ok(Now::Data(bytes)) => core.feed(reply, bytes, out).map(|feed| feed.events),
-                Ok(Now::End) => core.end(reply, out).map(|()| 0),
+                Ok(Now::End) => match core.end(reply, out) {
+                    Ok(()) => break self.finished(),
+                    Err(fault) => break self.fault(&fault, out),
+                },
                 Err(error) => break self.cut(&error, out),
             };
             match fed {

@@ -282,8 +282,22 @@ impl Pump {
         self.data.clear();
         let data = &mut self.data;
         match catch_unwind(AssertUnwindSafe(|| entry.flow.read(now, data))) {
-            Ok(step) => self.step(index, step, now),
+            Ok(step) => {
+                self.unwatch_spent(index);
+                self.step(index, step, now);
+            }
             Err(_) => self.panicked(index),
+        }
+    }
+
+    /// An upstream's connection whose answer is at its end is back in its pool: from now on another
+    /// stream may enter with it, so its registration must be gone.
+    fn unwatch_spent(&mut self, index: usize) {
+        let Some(Some(entry)) = self.entries.get_mut(index) else { return };
+        if entry.flow.upstream().is_none()
+            && let Some(fd) = entry.upstream.take()
+        {
+            let _ = self.poll.registry().deregister(&mut SourceFd(&fd));
         }
     }
 
@@ -433,7 +447,6 @@ impl Pump {
             let _ = registry.deregister(&mut SourceFd(&fd));
         }
         if let Some(fd) = entry.upstream {
-            // It may be back in its pool, or closed; either way it is no longer ours to watch.
             let _ = registry.deregister(&mut SourceFd(&fd));
         }
         self.free.push(index);

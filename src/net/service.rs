@@ -32,7 +32,7 @@ pub enum Step {
         /// Whether the connection can go on.
         keep_alive: bool,
     },
-    /// The answer has begun, with [`super::turn::ClientStream::start`], and flows on by itself.
+    /// The answer has begun (its head and first bytes were sent), and flows on by itself.
     Flow {
         /// The stream.
         flow: Box<dyn Flow>,

@@ -1,5 +1,6 @@
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
 use super::*;
@@ -8,6 +9,7 @@ use crate::base::id::RequestId;
 use crate::base::permits::Permit;
 use crate::net::http::{Head, Request, Response};
 use crate::net::http1::HeadLimits;
+use crate::net::pump::{Flow, FlowStep};
 use crate::net::service::{Admission, GiveUp, Job, Step, Wait};
 use crate::net::turn::Turn;
 
@@ -27,6 +29,49 @@ impl Job for Gated {
 
     fn give_up(self: Box<Self>, error: Error) -> GiveUp {
         GiveUp::Respond(Response::text(error.row().status, error.row().code))
+    }
+}
+
+/// Brings bytes on until a line ends; panics at an exclamation mark.
+struct Lines {
+    upstream: Option<UnixStream>,
+    _writing: crate::base::thread::Thread,
+}
+
+impl Flow for Lines {
+    fn upstream(&self) -> Option<BorrowedFd<'_>> {
+        self.upstream.as_ref().map(AsFd::as_fd)
+    }
+
+    fn read(&mut self, _: Instant, out: &mut Vec<u8>) -> FlowStep {
+        let mut bytes = [0; 64];
+        let Some(upstream) = &mut self.upstream else { return FlowStep::Wait };
+        match upstream.read(&mut bytes) {
+            Ok(n) => out.extend_from_slice(&bytes[..n]),
+            Err(_) => return FlowStep::Wait,
+        }
+        assert!(!out.contains(&b'!'), "as asked");
+        if out.ends_with(b"\n") {
+            self.upstream = None;
+            return FlowStep::End;
+        }
+        FlowStep::Again
+    }
+
+    fn deadline(&self) -> Instant {
+        clock::now() + Duration::from_secs(60)
+    }
+
+    fn expired(&mut self, _: Instant, _: &mut Vec<u8>) -> FlowStep {
+        FlowStep::Wait
+    }
+
+    fn lost(&mut self, _: Error) {}
+
+    fn ended(&mut self, _: u64) {}
+
+    fn tail(&mut self) -> bool {
+        true
     }
 }
 
@@ -61,6 +106,22 @@ impl Service for Hello {
                 let deadline = clock::now() + Duration::from_millis(300);
                 let wait = Wait { permits: Arc::clone(&self.gate), deadline };
                 Step::Wait(Box::new(Gated { gate: None }), wait)
+            }
+            path @ ("/flow" | "/flow-panic") => {
+                assert!(turn.begin_exchange());
+                let (upstream, mut writer) = UnixStream::pair().unwrap();
+                upstream.set_nonblocking(true).unwrap();
+                let words = if path == "/flow" { "four five six\n" } else { "!\n" };
+                let writing = crate::base::thread::spawn("writer", move || {
+                    for byte in words.as_bytes() {
+                        let _ = writer.write_all(&[*byte]);
+                    }
+                });
+                let mut client = turn.client();
+                client.start(200, &[]);
+                client.send(b"three ").unwrap();
+                let flow = Lines { upstream: Some(upstream), _writing: writing.unwrap() };
+                Step::Flow { flow: Box::new(flow), bytes: 0 }
             }
             "/big" => Step::Respond(Response::text(200, vec![b'x'; 8 << 20])),
             _ => Step::Respond(Response::text(200, request.body)),
@@ -253,5 +314,27 @@ fn a_slow_reader_holds_no_worker_and_is_closed_when_nothing_moves() {
     assert!(all.len() > 8 << 20);
     while running.now("server.connections_max") > 1 {
         std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn a_flowing_stream_reaches_its_client_and_a_panic_in_one_harms_no_other() {
+    let running = start();
+    let mut stream = running.connect();
+    for _ in 0..3 {
+        stream.write_all(b"GET /flow HTTP/1.1\r\nhost: x\r\n\r\n").unwrap();
+        let got = read_until(&mut stream, "0\r\n\r\n");
+        let (_, body) = got.split_once("\r\n\r\n").unwrap();
+        let text: String = body.split("\r\n").skip(1).step_by(2).collect();
+        assert_eq!(text, "three four five six\n");
+    }
+    let mut broken = running.connect();
+    broken.write_all(b"GET /flow-panic HTTP/1.1\r\nhost: x\r\n\r\n").unwrap();
+    let got = read_until(&mut broken, "never");
+    assert!(!got.ends_with("0\r\n\r\n"), "no end is told: {got}");
+    stream.write_all(b"GET /flow HTTP/1.1\r\nhost: x\r\n\r\n").unwrap();
+    assert!(read_until(&mut stream, "0\r\n\r\n").contains("200 OK"));
+    while running.now("server.exchanges_max") > 0 {
+        std::thread::yield_now();
     }
 }
