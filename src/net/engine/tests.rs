@@ -35,7 +35,7 @@ impl Job for Gated {
 /// Brings bytes on until a line ends; panics at an exclamation mark.
 struct Lines {
     upstream: Option<UnixStream>,
-    _writing: crate::base::thread::Thread,
+    _writing: Thread,
 }
 
 impl Flow for Lines {
@@ -112,7 +112,7 @@ impl Service for Hello {
                 let (upstream, mut writer) = UnixStream::pair().unwrap();
                 upstream.set_nonblocking(true).unwrap();
                 let words = if path == "/flow" { "four five six\n" } else { "!\n" };
-                let writing = crate::base::thread::spawn("writer", move || {
+                let writing = thread::spawn("writer", move || {
                     for byte in words.as_bytes() {
                         let _ = writer.write_all(&[*byte]);
                     }
