@@ -538,7 +538,13 @@ fn a_thousand_streams_at_once_are_all_whole() {
     let sandbox = Sandbox::alone();
     let now = getrlimit(Resource::Nofile);
     setrlimit(Resource::Nofile, Rlimit { current: now.maximum, maximum: now.maximum }).unwrap();
-    let conf = Conf::new().upstream("slow", "echo", "", "word_delay = \"100ms\"");
+    // They come in one burst: the queue in front of the workers is not what this is about.
+    let conf = Conf::new().server("queue_max = 2000").upstream(
+        "slow",
+        "echo",
+        "",
+        "word_delay = \"100ms\"",
+    );
     let daemon = Daemon::start(&sandbox, &conf);
     let rss = daemon.process().rss_kib();
     let prompt = "one two three four five six seven eight nine ten";

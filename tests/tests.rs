@@ -38,6 +38,8 @@ mod limits;
 mod logs;
 // Health and metrics.
 mod ops;
+// HTTPS, proxies, names and addresses on the way to upstreams.
+mod outbound;
 // SIGHUP, good and bad files.
 mod reload;
 // Drain, second signal, log files.

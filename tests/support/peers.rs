@@ -3,6 +3,7 @@
 pub mod answers;
 pub mod faults;
 pub mod mute;
+pub mod secure;
 pub mod upstream;
 
 pub use upstream::{Call, FakeUpstream, Gate, Step};

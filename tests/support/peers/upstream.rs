@@ -166,6 +166,11 @@ impl FakeUpstream {
         FakeUpstream { addr, shared }
     }
 
+    /// Where it listens.
+    pub fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+
     /// `kind` in a config.
     pub fn kind(&self) -> &'static str {
         match self.shared.dialect {
