@@ -176,6 +176,25 @@ fn a_change_of_a_restart_setting_is_refused_whole_and_named() {
 }
 
 #[test]
+fn a_log_folder_that_cannot_be_used_refuses_the_reload_until_it_can() {
+    let sandbox = Sandbox::new();
+    let daemon = Daemon::start(&sandbox, &Conf::new().model("old", "echo", &[]));
+    let blocked = sandbox.write("blocked", "a file");
+    let logs = blocked.join("logs");
+    let next = Conf::new().log(&format!("dir = {logs:?}")).model("new", "echo", &[]);
+    daemon.rewrite(&next);
+    hup(&daemon);
+    let line = logged(&daemon, "reload_refused");
+    assert!(line.contains("log.dir") && line.contains("os error"), "{line}");
+    assert_eq!(models(&daemon), ["old", "echo"]);
+    // The same file is taken over as soon as the folder can be used.
+    std::fs::remove_file(&blocked).unwrap();
+    hup(&daemon);
+    assert_eventually!(models(&daemon) == ["new", "echo"]);
+    assert_eventually!(logs.join("tidegate_rCURRENT.log").exists());
+}
+
+#[test]
 fn a_config_file_that_is_gone_changes_nothing() {
     let sandbox = Sandbox::new();
     let daemon = Daemon::start(&sandbox, &Conf::new().model("old", "echo/echo", &[]));

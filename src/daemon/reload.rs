@@ -3,8 +3,10 @@
 use std::sync::Arc;
 
 use crate::base::error::Error;
+use crate::base::metrics::{Counter, Registry};
 use crate::config::{self, Fault, Loaded};
 use crate::gateway::state::State;
+use crate::observe::log::ReconfigureError;
 
 use super::running::{Running, tell_descriptors};
 
@@ -13,6 +15,20 @@ enum Refused {
     Faults(config::Faults),
     Restart(Vec<&'static str>),
     Build(Error),
+    Log(ReconfigureError),
+}
+
+/// How often a reload ended so.
+fn reloads(registry: &Registry, outcome: &'static str) -> Arc<Counter> {
+    let help = "Reloads, by outcome; a refused one leaves the old configuration in force.";
+    registry.counter("tidegate_config_reloads_total", help, &[("outcome", outcome)])
+}
+
+/// Shows the counters from the start, so that the first reload can be seen as an increase.
+pub(super) fn register(registry: &Registry) {
+    for outcome in ["ok", "refused"] {
+        reloads(registry, outcome);
+    }
 }
 
 impl Running {
@@ -34,8 +50,7 @@ impl Running {
         };
         // As for any other program: SIGHUP also means that log files may have been moved.
         self.log.reopen();
-        let help = "Reloads, by outcome; a refused one leaves the old configuration in force.";
-        self.registry.counter("tidegate_config_reloads_total", help, &[("outcome", outcome)]).inc();
+        reloads(&self.registry, outcome).inc();
     }
 
     fn try_reload(&mut self) -> Result<Vec<Fault>, Refused> {
@@ -47,12 +62,15 @@ impl Running {
         }
         let config = Arc::new(config);
         let state = State::build(Arc::clone(&config), &self.links).map_err(Refused::Build)?;
-        // Nothing below can fail.
-        if config.log != self.config.log
-            && let Err(error) = self.log.reconfigure(&config.log)
-        {
-            log::warn!(error:% = error; "log_reconfigure");
+        if config.log != self.config.log {
+            match self.log.reconfigure(&config.log) {
+                Ok(()) => {}
+                Err(refused @ ReconfigureError::Refused(_)) => return Err(Refused::Log(refused)),
+                // It comes into force by itself.
+                Err(pending) => log::warn!(error:% = pending; "log_reconfigure_pending"),
+            }
         }
+        // Nothing below can fail.
         tell_descriptors(&config, self.descriptors);
         self.data.reconfigure(self.data_settings(&config));
         self.gateway.reconfigure(state);
@@ -86,5 +104,6 @@ fn tell(refused: &Refused) {
             );
         }
         Refused::Build(error) => log::error!(fault:% = error; "reload_refused"),
+        Refused::Log(error) => log::error!(fault:% = error; "reload_refused"),
     }
 }

@@ -20,7 +20,7 @@ use crate::ops::OpsHandler;
 use crate::upstream::calls::Calls;
 use crate::upstream::link::Links;
 
-use super::{descriptors, planes};
+use super::{descriptors, planes, reload};
 
 /// The main loop's own heartbeat: it wakes every second, and a reload takes less than this.
 const MAIN_SILENCE_MAX: Duration = Duration::from_secs(30);
@@ -85,6 +85,7 @@ impl Running {
         let resolver = Arc::new(Resolver::system(&registry));
         let catalog = Catalog::start(&config, Arc::clone(&resolver), &registry);
         let links = Arc::new(Links::new(Arc::clone(&registry), resolver));
+        reload::register(&registry);
         let calls = Calls::new();
         let state = State::build(Arc::clone(&config), &links)?;
         let metrics = Metrics::new(Arc::clone(&registry));

@@ -68,7 +68,6 @@ fn identity(metadata: &Metadata) -> (u64, u64) {
 impl Files {
     /// Files that are opened at the first write.
     pub(super) fn new(place: Place) -> Self {
-        quiet_flexi_logger();
         Files { place, open: None, retry_at: clock::now(), torn: false, side_errors: 0 }
     }
 
@@ -190,6 +189,8 @@ fn rotated_number(name: &str) -> Option<u64> {
 
 impl Open {
     fn new(place: &Place) -> io::Result<Open> {
+        // flexi_logger would make it too, but does not say why it could not.
+        fs::create_dir_all(&place.dir)?;
         let spec =
             FileSpec::default().directory(&place.dir).basename("tidegate").suppress_timestamp();
         // Rotation is asked for (see above); no file reaches the size at which it would happen by itself.
@@ -231,8 +232,9 @@ fn guarded<T>(call: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
 }
 
 /// flexi_logger tells its own errors on standard error and may panic when it cannot. They are
-/// errors of our writes as well, where we count them.
-fn quiet_flexi_logger() {
+/// errors of our writes as well, where we count them. The first call also turns off the level of
+/// the `log` macros; its caller sets that afterwards.
+pub(super) fn quiet_flexi_logger() {
     static DONE: OnceLock<()> = OnceLock::new();
     DONE.get_or_init(|| {
         // Building a logger sets both for the process; the logger itself is not needed.

@@ -8,7 +8,7 @@ use crossbeam_channel::select;
 use log::kv::Value;
 use log::{Level, Record};
 
-use super::files::{Files, Place};
+use super::files::{Files, Place, quiet_flexi_logger};
 use super::format;
 use super::queue::{Ends, Line, Orders, Queue, Reconfigure};
 use super::stderr::Stderr;
@@ -21,6 +21,10 @@ use crate::config::settings::Log;
 const GATHER_DELAY: Duration = Duration::from_millis(20);
 /// Most bytes of one write.
 const BATCH_BYTES_MAX: usize = 64 * 1024;
+
+/// What to do about a folder that cannot be written, and what happens until then.
+const DIR_REMEDY: &str = "let this user write there, make room, or change log.dir; until then lines \
+                          go to standard error";
 
 /// The thread's state.
 pub(super) struct Writer {
@@ -49,6 +53,8 @@ impl Writer {
     }
 
     pub(super) fn with_stderr(queue: Arc<Queue>, ends: Ends, config: &Log, stderr: Stderr) -> Self {
+        // Not later than this, for it sets the level of the whole process.
+        quiet_flexi_logger();
         let files = place(config).map(Files::new);
         let said = (queue.dropped_full.value(), queue.dropped_write.value());
         let batch = Vec::with_capacity(BATCH_BYTES_MAX);
@@ -139,7 +145,11 @@ impl Writer {
         if !std::mem::replace(&mut self.failing, true) {
             let dir = files.place().dir.to_string_lossy();
             let reason = error.to_string();
-            let fields = [("dir", Value::from(&*dir)), ("error", Value::from(&*reason))];
+            let fields = [
+                ("dir", Value::from(&*dir)),
+                ("error", Value::from(&*reason)),
+                ("remedy", Value::from(DIR_REMEDY)),
+            ];
             let line = own_line(&self.queue, Level::Error, "log_dir_failed", &fields);
             let _ = self.stderr.write_at_once(&line);
         }
