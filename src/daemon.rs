@@ -58,6 +58,7 @@ fn serve(mut running: Running, signals: &Signals) -> Exit {
     log::info!(
         data = running.data_address().to_string(),
         ops = running.ops_address().to_string(),
+        config = running.config_name(),
         pid = std::process::id(),
         version = env!("CARGO_PKG_VERSION");
         "ready"

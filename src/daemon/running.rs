@@ -1,5 +1,6 @@
 //! The running gateway: everything that was started, in the order in which it stops.
 
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -46,7 +47,7 @@ pub struct Running {
 #[derive(Debug, thiserror::Error)]
 pub enum Refusal {
     /// An address cannot be bound.
-    #[error("cannot listen on {address}: {error}; is it in use? see {key}")]
+    #[error("{key}: cannot listen on {address}: {error}; {}", remedy(.error))]
     Listen {
         /// Which.
         address: SocketAddr,
@@ -63,6 +64,20 @@ pub enum Refusal {
     Upstream(#[from] crate::base::error::Error),
 }
 
+/// What to do about an address that cannot be bound.
+fn remedy(error: &std::io::Error) -> &'static str {
+    match error.kind() {
+        ErrorKind::AddrInUse => {
+            "stop what listens there, perhaps another tidegate, or set another port"
+        }
+        ErrorKind::PermissionDenied => {
+            "set a port from 1024 on, or give the program the right to this one"
+        }
+        ErrorKind::AddrNotAvailable => "set an address of this machine",
+        _ => "set another address",
+    }
+}
+
 impl Running {
     /// Starts everything, bottom-up.
     ///
@@ -70,6 +85,7 @@ impl Running {
     /// What could not be started; then nothing is left running.
     pub fn start(config_path: Option<PathBuf>, loaded: Loaded) -> Result<Self, Refusal> {
         let registry = Arc::new(Registry::default());
+        reload::register(&registry);
         let log = logs::start(&loaded.config.log, &registry)?;
         for warning in &loaded.warnings {
             let path = loaded.config.path.as_deref();
@@ -85,7 +101,6 @@ impl Running {
         let resolver = Arc::new(Resolver::system(&registry));
         let catalog = Catalog::start(&config, Arc::clone(&resolver), &registry);
         let links = Arc::new(Links::new(Arc::clone(&registry), resolver));
-        reload::register(&registry);
         let calls = Calls::new();
         let state = State::build(Arc::clone(&config), &links)?;
         let metrics = Metrics::new(Arc::clone(&registry));
@@ -128,6 +143,12 @@ impl Running {
         })
     }
 
+    /// The configuration's file, or what stands in its place.
+    pub fn config_name(&self) -> String {
+        let path = self.config.path.as_ref();
+        path.map_or_else(|| "built-in defaults".to_owned(), |path| path.display().to_string())
+    }
+
     /// Where the data plane listens.
     pub fn data_address(&self) -> SocketAddr {
         self.data.address()
@@ -165,5 +186,25 @@ pub(super) fn tell_descriptors(config: &Config, descriptors: u64) {
                       server.connections_max";
             "connections_limited"
         );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_that_cannot_be_bound_is_told_with_its_setting_and_remedy() {
+        let check = |kind: ErrorKind, remedy: &str| {
+            let address = SocketAddr::from(([127, 0, 0, 1], 80));
+            let refusal = Refusal::Listen { address, key: "ops.listen", error: kind.into() };
+            let text = refusal.to_string();
+            assert!(text.starts_with("ops.listen: cannot listen on 127.0.0.1:80: "), "{text}");
+            assert!(text.ends_with(remedy), "{text}");
+        };
+        check(ErrorKind::AddrInUse, "or set another port");
+        check(ErrorKind::PermissionDenied, "the right to this one");
+        check(ErrorKind::AddrNotAvailable, "set an address of this machine");
+        check(ErrorKind::OutOfMemory, "set another address");
     }
 }
