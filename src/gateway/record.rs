@@ -98,11 +98,18 @@ impl Record {
         self.stream = stream;
     }
 
-    /// An attempt failed.
+    /// An attempt failed. The access line has its code; why is told beside it, where the words are
+    /// all ours. An upstream's own may repeat what was asked, and stay out of the log above `debug`.
     pub fn attempt_failed(&mut self, upstream: &str, error: &Error) {
-        let code = error.row().code;
-        self.failed.push((upstream.into(), code));
-        log::debug!(id = self.id.as_str(), upstream, code, error:% = error; "attempt_failed");
+        let row = error.row();
+        self.failed.push((upstream.into(), row.code));
+        let level = match error.kind() {
+            Kind::UpstreamConnect | Kind::UpstreamTimeout(_) | Kind::UpstreamCut => row.level,
+            _ => log::Level::Debug,
+        };
+        crate::log_limited!(
+            level, "attempt_failed", id = self.id.as_str(), upstream, code = row.code, error:% = error
+        );
     }
 
     /// A link of the chain was not tried.

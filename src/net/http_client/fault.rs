@@ -46,7 +46,12 @@ pub(super) fn error(upstream: &str, error: ureq::Error) -> Error {
         | ureq::Error::TlsRequired => Kind::UpstreamConnect,
         _ => Kind::UpstreamMalformed,
     };
-    Error::new(kind, said(upstream, kind)).because(error)
+    let ours = Error::new(kind, said(upstream, kind));
+    match error {
+        // Its own words put `io: ` before those of the system.
+        ureq::Error::Io(error) => ours.because(error),
+        error => ours.because(error),
+    }
 }
 
 fn said(upstream: &str, kind: Kind) -> String {
