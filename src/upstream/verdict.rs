@@ -17,12 +17,11 @@ pub enum Verdict {
 
 /// Judges a status. `message` is the upstream's own sentence, `name` the upstream.
 pub fn judge(status: u16, retry_after: Option<Duration>, message: &str, name: &str) -> Verdict {
-    let context = || {
-        if message.is_empty() {
-            format!("upstream {name} answered {status}")
-        } else {
-            format!("upstream {name} answered {status}: {message}")
-        }
+    let context = || match (status, message) {
+        // Providers repeat the key there, or parts of it, and it is not the client's.
+        (401, _) => format!("upstream {name} answered 401: it rejects the gateway's key"),
+        (_, "") => format!("upstream {name} answered {status}"),
+        _ => format!("upstream {name} answered {status}: {message}"),
     };
     let error = |kind| Error::new(kind, context()).retry_after(retry_after);
     match status {
@@ -86,5 +85,15 @@ mod tests {
         assert_eq!(retry_after(Some("Wed, 21 Oct 2026 07:28:00 GMT"), None), None);
         assert_eq!(retry_after(Some("-1"), None), None);
         assert_eq!(retry_after(Some("1e300"), None), Some(Duration::from_secs(86_400)));
+    }
+
+    #[test]
+    fn what_an_upstream_says_is_told_unless_it_may_repeat_our_key() {
+        let told = |status| match judge(status, None, "wrong key tg-abc", "x") {
+            Verdict::Answer => String::new(),
+            Verdict::MoveOn(error) | Verdict::Final(error) => error.to_string(),
+        };
+        assert_eq!(told(400), "upstream x answered 400: wrong key tg-abc");
+        assert_eq!(told(401), "upstream x answered 401: it rejects the gateway's key");
     }
 }
