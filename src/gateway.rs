@@ -76,8 +76,7 @@ impl Gateway {
                 return Ok(Admission { body_max: 0, route: routes::OPTIONS, key: None });
             }
             Found::Nothing => {
-                let context = "no such path; the OpenAI API is under /v1/, Ollama's under /api/";
-                return Err(plain(Error::new(Kind::NotFound, context)));
+                return Err(plain(Error::new(Kind::NotFound, routes::nothing(head.path()))));
             }
             // Browsers send no key with a preflight.
             Found::OtherMethods(_) if head.method == Method::Options => {

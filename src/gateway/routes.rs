@@ -1,5 +1,7 @@
 //! The data plane's routes: one table.
 
+use std::collections::BTreeSet;
+
 use crate::llm::Route as Llm;
 use crate::net::http::Method;
 
@@ -23,6 +25,11 @@ pub enum Route {
     /// `GET /`.
     Root,
 }
+
+/// What stands before every path of the OpenAI API.
+const OPENAI_PREFIX: &str = "/v1/";
+/// What stands before every path of Ollama's API.
+const OLLAMA_PREFIX: &str = "/api/";
 
 /// What stands before a model's id in its path.
 pub const MODEL_PREFIX: &str = "/v1/models/";
@@ -94,6 +101,28 @@ pub fn patterns() -> impl Iterator<Item = &'static str> {
     (0..rows).map(pattern).chain(["other", "none", "options"])
 }
 
+/// What to say about a path that is not ours: where the API that was meant begins, or what there is
+/// of it. Ollama's clients also ask for things that no gateway should do for everybody.
+pub fn nothing(path: &str) -> String {
+    let under = |prefix: &str| {
+        let ours = TABLE.iter().filter_map(|(known, _, _)| known.strip_prefix(prefix));
+        ours.map(|rest| rest.trim_end_matches('/')).collect::<BTreeSet<_>>()
+    };
+    let list = |prefix: &str| {
+        let names = under(prefix).into_iter().collect::<Vec<_>>().join(", ");
+        format!("no such path; under {prefix} there are {names}")
+    };
+    if path.starts_with(OPENAI_PREFIX) {
+        list(OPENAI_PREFIX)
+    } else if path.starts_with(OLLAMA_PREFIX) {
+        list(OLLAMA_PREFIX) + "; pull and delete models at the upstream itself"
+    } else {
+        format!(
+            "no such path; the OpenAI API is under {OPENAI_PREFIX}, Ollama's under {OLLAMA_PREFIX}"
+        )
+    }
+}
+
 /// `Allow`, with the `OPTIONS` that every path has.
 pub fn allow(methods: &[Method]) -> String {
     let mut text = String::new();
@@ -122,5 +151,22 @@ mod tests {
         assert_eq!(at(Method::Get, "/api/tagsx"), "Nothing");
         assert_eq!(at(Method::Head, "/"), "Root");
         assert_eq!(allow(&[Method::Post]), "POST, OPTIONS");
+    }
+
+    #[test]
+    fn a_path_that_is_not_there_is_answered_with_those_that_are() {
+        let check = |path, expected| assert_eq!(nothing(path), expected, "{path}");
+        check(
+            "/v1/responses",
+            "no such path; under /v1/ there are chat/completions, completions, embeddings, models",
+        );
+        check(
+            "/api/pull",
+            "no such path; under /api/ there are chat, embed, embeddings, generate, ps, show, tags, \
+             version; pull and delete models at the upstream itself",
+        );
+        let elsewhere = "no such path; the OpenAI API is under /v1/, Ollama's under /api/";
+        check("/chat/completions", elsewhere);
+        check("/", elsewhere);
     }
 }
