@@ -40,6 +40,8 @@ mod logs;
 mod ops;
 // HTTPS, proxies, names and addresses on the way to upstreams.
 mod outbound;
+// Defects found, one test each.
+mod regression;
 // SIGHUP, good and bad files.
 mod reload;
 // Drain, second signal, log files.

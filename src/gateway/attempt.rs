@@ -417,6 +417,11 @@ impl Attempt<'_> {
             if let Some(error) = broken {
                 break error;
             }
+            // Waits end at the deadline; with an upstream that never pauses there are none.
+            let (until, phase) = deadlines.next();
+            if now >= until {
+                break late(phase, &self.link.settings.name);
+            }
         };
         if core.committed() {
             self.usage(core.usage().unwrap_or_else(|| core.estimate()));
@@ -468,7 +473,7 @@ impl Attempt<'_> {
         // The client has everything. What is left of the message is only its end.
         let deadline = clock::now() + TAIL_TIMEOUT;
         let tail = Watch { client: None, deadline, phase: Phase::Idle };
-        while let Ok(Some(_)) = source.piece(&tail) {}
+        while clock::now() < deadline && matches!(source.piece(&tail), Ok(Some(_))) {}
         match sent {
             Ok(keep_alive) => End::Streamed { keep_alive },
             Err(error) => End::Cut(error),
@@ -495,6 +500,11 @@ fn before_commit(error: Error) -> End {
 /// The request's own time is over: there is none left for another link.
 fn out_of_time(error: &Error) -> Error {
     Error::new(Kind::RequestTotalTimeout, format!("the request's time is over: {error}"))
+}
+
+fn late(phase: Phase, upstream: &str) -> Error {
+    let what = format!("upstream {upstream} did not end within {}", phase.as_str());
+    Error::new(Kind::UpstreamTimeout(phase), what)
 }
 
 pub(super) fn fault_error(fault: &Fault, upstream: &str) -> Error {
