@@ -23,6 +23,9 @@ use super::source::{HeadSays, Source};
 /// Most bytes of an error's body that are read for its message.
 const ERROR_BODY_BYTES_MAX: usize = 64 * 1024;
 
+/// How long they are waited for: the status alone decides what comes next.
+const ERROR_BODY_TIMEOUT: Duration = Duration::from_secs(1);
+
 /// Events of one read are gathered up to this many bytes before they are sent.
 const OUT_BYTES_MAX: usize = 64 * 1024;
 
@@ -244,22 +247,28 @@ impl Attempt<'_> {
 
     /// Judges the status.
     fn judge(
-        &mut self,
+        &self,
         source: &mut Source,
         says: HeadSays,
-        client: &mut ClientStream<'_>,
+        client: &ClientStream<'_>,
         deadlines: &Deadlines,
     ) -> std::result::Result<(), End> {
         if (200..300).contains(&says.status) {
             return Ok(());
         }
         // The message helps, but is not worth waiting for long.
-        let body = self.read_whole(source, client, deadlines, ERROR_BODY_BYTES_MAX);
-        let message = match body {
-            Ok(body) => llm::upstream_message(&body),
-            Err(error) if error.kind() == Kind::ClientGone => return Err(End::Final(error)),
-            Err(_) => String::new(),
-        };
+        let (until, phase) = deadlines.next();
+        let deadline = until.min(clock::now() + ERROR_BODY_TIMEOUT);
+        let watch = Watch { client: Some(client.as_fd()), deadline, phase };
+        let mut body = Vec::new();
+        while body.len() < ERROR_BODY_BYTES_MAX {
+            match source.piece(&watch) {
+                Ok(Some(piece)) => body.extend_from_slice(piece),
+                Err(error) if error.kind() == Kind::ClientGone => return Err(End::Final(error)),
+                Ok(None) | Err(_) => break,
+            }
+        }
+        let message = llm::upstream_message(&body);
         let name = &self.link.settings.name;
         match verdict::judge(says.status, says.retry_after, &message, name) {
             Verdict::Answer => Ok(()),
