@@ -4,6 +4,7 @@
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
 use crossbeam_channel::Sender;
@@ -62,7 +63,11 @@ pub fn run(
             Ok((stream, peer)) => {
                 backoff = BACKOFF_MIN;
                 shared.accepted.inc();
-                admit(shared, stream, peer, accepted);
+                // This thread never ends by what the service makes of a refusal.
+                let admitted = AssertUnwindSafe(|| admit(shared, stream, peer, accepted));
+                if catch_unwind(admitted).is_err() {
+                    shared.panics.inc();
+                }
             }
             Err(error) => match error.raw_os_error().map(Errno::from_raw_os_error) {
                 Some(Errno::AGAIN | Errno::INTR | Errno::CONNABORTED | Errno::PROTO) => {}

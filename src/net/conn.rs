@@ -42,6 +42,8 @@ pub struct Current {
     pub http11: bool,
     /// The client wants to go on with this connection.
     pub keep_alive: bool,
+    /// Bytes of the answer may have left.
+    pub begun: bool,
 }
 
 impl Current {
@@ -52,12 +54,13 @@ impl Current {
             head_only: head.method == Method::Head,
             http11: head.http11,
             keep_alive: head.keep_alive,
+            begun: false,
         }
     }
 
     /// Of a request that never became one: the connection cannot go on.
     pub fn lost(id: RequestId) -> Self {
-        Current { id, head_only: false, http11: true, keep_alive: false }
+        Current { id, head_only: false, http11: true, keep_alive: false, begun: false }
     }
 }
 
@@ -73,8 +76,6 @@ pub struct ClientConn {
     pub current: Option<Current>,
     /// A refusal that the parking thread is to send.
     pub refusal: Option<Box<Refusal>>,
-    /// Requests answered so far.
-    pub answered: u64,
     _place: Lease,
     _address: Option<AddressLease>,
 }
@@ -101,7 +102,6 @@ impl ClientConn {
             intake: Intake::default(),
             current: None,
             refusal: None,
-            answered: 0,
             _place: place,
             _address: address,
         })

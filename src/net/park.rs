@@ -7,6 +7,7 @@
 use std::collections::BTreeSet;
 use std::net::{SocketAddr, TcpStream};
 use std::os::fd::{AsFd, AsRawFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -149,21 +150,22 @@ impl Park {
             beat.tick_at(now);
             for event in &events {
                 if event.token() != WAKE {
-                    self.ready(event, now);
+                    let index = event.token().0 - 1;
+                    self.guarded(Some(index), |park| park.ready(index, event, now));
                 }
             }
             for index in std::mem::take(&mut self.again) {
-                self.read_on(index, now);
+                self.guarded(Some(index), |park| park.read_on(index, now));
             }
             for message in self.shared.inbox.take() {
-                match message {
-                    Message::Park(conn, purpose) => self.park(conn, purpose, now),
-                    Message::Granted(grant) => self.granted(grant, now),
-                }
+                self.guarded(None, |park| match message {
+                    Message::Park(conn, purpose) => park.park(conn, purpose, now),
+                    Message::Granted(grant) => park.granted(grant, now),
+                });
             }
             for _ in 0..ACCEPTED_AT_ONCE_MAX {
                 let Ok(accepted) = self.accepted.try_recv() else { break };
-                self.accept(accepted, now);
+                self.guarded(None, |park| park.accept(accepted, now));
             }
             if self.shared.draining() {
                 self.close_idle();
@@ -172,6 +174,17 @@ impl Park {
             self.shared.parked.set_now((self.entries.len() - self.free.len()) as u64);
         }
         self.give_up_all();
+    }
+
+    /// Runs one step. A panic in what the service is asked on this thread (to admit, to refuse, to
+    /// give up) costs one connection: everybody depends on this thread.
+    fn guarded(&mut self, index: Option<usize>, step: impl FnOnce(&mut Self)) {
+        if catch_unwind(AssertUnwindSafe(|| step(self))).is_err() {
+            self.shared.panics.inc();
+            if let Some(index) = index {
+                self.remove(index);
+            }
+        }
     }
 
     // === New connections ===
@@ -279,9 +292,7 @@ impl Park {
 
     // === Events ===
 
-    fn ready(&mut self, event: &Event, now: Instant) {
-        let Token(token) = event.token();
-        let index = token - 1;
+    fn ready(&mut self, index: usize, event: &Event, now: Instant) {
         let Some(Some(entry)) = self.entries.get_mut(index) else { return };
         match &mut entry.state {
             State::Next => self.read_on(index, now),
@@ -401,38 +412,41 @@ impl Park {
             if when > now {
                 break;
             }
-            let Some(Some(entry)) = self.entries.get_mut(index) else {
-                self.timers.pop_first();
-                continue;
-            };
-            match &mut entry.state {
-                State::Next if entry.conn.intake.idle() => {
-                    self.remove(index);
+            self.guarded(Some(index), |park| park.expired(index, now));
+            // Invariant: whoever has expired is gone, or has another timer.
+            self.timers.remove(&(when, index));
+        }
+    }
+
+    fn expired(&mut self, index: usize, now: Instant) {
+        let Some(Some(entry)) = self.entries.get_mut(index) else { return };
+        match &mut entry.state {
+            State::Next if entry.conn.intake.idle() => {
+                self.remove(index);
+            }
+            State::Next => {
+                let settings = self.shared.settings.load();
+                let env = self.shared.env(&settings, entry.conn.peer());
+                let refusal = entry.conn.intake.timed_out(&env);
+                if let Some(entry) = self.remove(index) {
+                    self.refuse(entry.conn, *refusal, now);
                 }
-                State::Next => {
-                    let settings = self.shared.settings.load();
-                    let env = self.shared.env(&settings, entry.conn.peer());
-                    let refusal = entry.conn.intake.timed_out(&env);
-                    if let Some(entry) = self.remove(index) {
-                        self.refuse(entry.conn, *refusal, now);
-                    }
-                }
-                State::Flush { .. } => {
-                    self.shared.stalled.inc();
-                    self.remove(index);
-                }
-                State::Linger { .. } => {
-                    self.remove(index);
-                }
-                State::Wait { .. } => {
-                    if let Some(entry) = self.remove(index)
-                        && let State::Wait { job, .. } = entry.state
-                    {
-                        let context = "no permit came free within the waiting timeout; \
-                                       try again shortly";
-                        let error = Error::new(Kind::WaitingTimeout, context);
-                        self.give_up(entry.conn, job, error, now);
-                    }
+            }
+            State::Flush { .. } => {
+                self.shared.stalled.inc();
+                self.remove(index);
+            }
+            State::Linger { .. } => {
+                self.remove(index);
+            }
+            State::Wait { .. } => {
+                if let Some(entry) = self.remove(index)
+                    && let State::Wait { job, .. } = entry.state
+                {
+                    let context = "no permit came free within the waiting timeout; \
+                                   try again shortly";
+                    let error = Error::new(Kind::WaitingTimeout, context);
+                    self.give_up(entry.conn, job, error, now);
                 }
             }
         }

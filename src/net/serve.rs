@@ -40,27 +40,23 @@ pub fn serve(shared: &Arc<Shared>, task: Task, scratch: &mut Scratch) {
     let mut turns = 0;
     loop {
         let (keep, step) = turn(shared, &mut conn, work, &mut occupied, scratch);
-        conn.answered += 1;
         turns += 1;
         let next = match step {
-            None => Next::Done,
-            Some(Step::Respond(response)) => {
-                match respond_now(shared, conn, &response, keep, scratch) {
-                    Some(same) => {
-                        conn = same;
-                        following(shared, &mut conn, &mut occupied, turns)
-                    }
-                    None => return,
+            Step::Respond(response) => match respond_now(shared, conn, &response, keep, scratch) {
+                Some(same) => {
+                    conn = same;
+                    following(shared, &mut conn, &mut occupied, turns)
                 }
-            }
-            Some(Step::Streamed { keep_alive: true }) => {
+                None => return,
+            },
+            Step::Streamed { keep_alive: true } => {
                 following(shared, &mut conn, &mut occupied, turns)
             }
-            Some(Step::Streamed { keep_alive: false }) => {
+            Step::Streamed { keep_alive: false } => {
                 finish(shared, conn);
                 return;
             }
-            Some(Step::Flow { flow, bytes }) => {
+            Step::Flow { flow, bytes } => {
                 let chunked = conn.current.as_ref().is_some_and(|current| current.http11);
                 let slot = scratch.slot.take();
                 if let Some(pump) = shared.pump() {
@@ -68,7 +64,7 @@ pub fn serve(shared: &Arc<Shared>, task: Task, scratch: &mut Scratch) {
                 }
                 return;
             }
-            Some(Step::Wait(job, wait)) => {
+            Step::Wait(job, wait) => {
                 shared.inbox.park(conn, Purpose::Wait { job, wait });
                 return;
             }
@@ -84,14 +80,15 @@ pub fn serve(shared: &Arc<Shared>, task: Task, scratch: &mut Scratch) {
     }
 }
 
-/// Runs one turn. A panic is a 500 and a closed connection; the worker lives.
+/// Runs one turn. A panic is a 500, or the end of an answer that has begun, and a closed connection;
+/// the worker lives.
 fn turn(
     shared: &Arc<Shared>,
     conn: &mut ClientConn,
     work: Work,
     occupied: &mut Option<Occupied>,
     scratch: &mut Scratch,
-) -> (bool, Option<Step>) {
+) -> (bool, Step) {
     if let Work::Start(request) = &work {
         conn.current = Some(Current::of(&request.head, request.id.clone()));
     }
@@ -104,14 +101,19 @@ fn turn(
     // A stream that flows on takes its slot along.
     scratch.slot = slot.filter(|_| matches!(ran, Ok(Step::Flow { .. })));
     match ran {
-        Ok(step) => (true, Some(step)),
+        Ok(step) => (true, step),
         Err(_) => {
             shared.panics.inc();
             let error = Error::new(Kind::Internal, "a bug in the gateway; its log has the place");
             let peer = conn.peer();
-            let Some(current) = conn.current.as_ref() else { return (false, None) };
-            let response = shared.service.refuse(&error, None, &peer, &current.id);
-            (false, Some(Step::Respond(response)))
+            let step = match conn.current.as_ref() {
+                Some(current) if !current.begun => {
+                    Step::Respond(shared.service.refuse(&error, None, &peer, &current.id))
+                }
+                // A second head within the first answer would be taken for a part of it.
+                _ => Step::Streamed { keep_alive: false },
+            };
+            (false, step)
         }
     }
 }

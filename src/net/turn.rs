@@ -171,6 +171,9 @@ impl ClientStream<'_> {
     }
 
     fn flush(&mut self) -> Result<()> {
+        if let Some(current) = self.conn.current.as_mut() {
+            current.begun = true;
+        }
         let sent = write_all(self.shared, self.conn, self.out, self.write_timeout);
         self.out.clear();
         if self.out.capacity() > OUT_BYTES_KEPT {

@@ -1,6 +1,7 @@
 //! The worker threads: `workers` of them always ready, further ones made at need for the exchanges
 //! that run in place, and kept for reuse.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::time::Duration;
@@ -185,7 +186,12 @@ fn run(shared: &Arc<Shared>) {
         match workers.queue.recv_timeout(SPARE_TIMEOUT) {
             Ok(task) => {
                 shared.queued.set_now(workers.queue.len() as u64);
-                serve::serve(shared, task, &mut scratch);
+                // Handlers are caught where they can still be answered; what is left is the
+                // service's word on the next head. The connection is closed then.
+                let served = AssertUnwindSafe(|| serve::serve(shared, task, &mut scratch));
+                if catch_unwind(served).is_err() {
+                    shared.panics.inc();
+                }
             }
             Err(RecvTimeoutError::Timeout) => {
                 // One thread at a time may leave, so that two do not both think they are spare.

@@ -82,6 +82,7 @@ impl Service for Hello {
         _: &SocketAddr,
         _: &RequestId,
     ) -> Result<Admission, Box<Response>> {
+        assert!(head.path() != "/panic-early", "as asked");
         if head.path() == "/no" {
             return Err(Box::new(Response::text(403, "no")));
         }
@@ -91,6 +92,12 @@ impl Service for Hello {
     fn start(&self, request: Request, turn: &mut Turn<'_>) -> Step {
         match request.head.path() {
             "/panic" => panic!("as asked"),
+            "/panic-late" => {
+                let mut client = turn.client();
+                client.start(200, &[]);
+                client.send(b"one").unwrap();
+                panic!("as asked")
+            }
             "/stream" => {
                 assert!(turn.begin_exchange());
                 let mut client = turn.client();
@@ -337,4 +344,26 @@ fn a_flowing_stream_reaches_its_client_and_a_panic_in_one_harms_no_other() {
     while running.now("server.exchanges_max") > 0 {
         std::thread::yield_now();
     }
+}
+
+#[test]
+fn a_panic_costs_one_connection_wherever_the_service_is_asked() {
+    let running = start();
+    let get = |path: &str| format!("GET {path} HTTP/1.1\r\nhost: x\r\n\r\n");
+    for _ in 0..4 {
+        // On the parking thread; then on a worker, behind another request.
+        for requests in [get("/panic-early"), get("/") + &get("/panic-early")] {
+            let mut stream = running.connect();
+            stream.write_all(requests.as_bytes()).unwrap();
+            let got = read_until(&mut stream, "never");
+            assert_eq!(got.matches("200 OK").count(), requests.matches("GET").count() - 1);
+        }
+    }
+    let mut stream = running.connect();
+    stream.write_all(get("/panic-late").as_bytes()).unwrap();
+    let got = read_until(&mut stream, "never");
+    assert!(got.ends_with("3\r\none\r\n"), "no second head, no end: {got}");
+    let mut stream = running.connect();
+    stream.write_all(get("/").as_bytes()).unwrap();
+    assert!(read_until(&mut stream, "\r\n\r\n").contains("200 OK"));
 }
