@@ -157,6 +157,8 @@ impl Engine {
         self.shared.per_address.set_max(settings.connections_per_address_max as u64);
         self.shared.bodies.set_max(settings.bodies_total_max);
         self.shared.exchanges.waiting().set_max(settings.waiting_max as u64);
+        // First the threads: more permits wake waiters at once.
+        self.shared.workers.set_exchanges_max(settings.exchanges_max);
         self.shared.exchanges.set_max(settings.exchanges_max as u64);
         self.shared.settings.store(Arc::new(settings));
     }

@@ -70,6 +70,11 @@ impl Workers {
         }
     }
 
+    /// Changes the limit on threads with the number of exchanges that may run.
+    pub fn set_exchanges_max(&self, exchanges: usize) {
+        self.gauge.set_max((self.ready + exchanges) as u64);
+    }
+
     /// Starts the ready threads.
     ///
     /// # Errors

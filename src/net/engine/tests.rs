@@ -1,6 +1,7 @@
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Barrier;
 use std::time::Duration;
 
 use super::*;
@@ -15,6 +16,8 @@ use crate::net::turn::Turn;
 
 struct Hello {
     gate: Arc<Permits>,
+    /// Met twice by each `/run`: when it runs, and when it may end.
+    running: Arc<Barrier>,
 }
 
 struct Gated {
@@ -92,6 +95,12 @@ impl Service for Hello {
     fn start(&self, request: Request, turn: &mut Turn<'_>) -> Step {
         match request.head.path() {
             "/panic" => panic!("as asked"),
+            "/run" => {
+                assert!(turn.begin_exchange());
+                self.running.wait();
+                self.running.wait();
+                Step::Respond(Response::text(200, "ran"))
+            }
             "/panic-late" => {
                 let mut client = turn.client();
                 client.start(200, &[]);
@@ -161,12 +170,15 @@ fn settings() -> Settings {
 struct Running {
     engine: Option<Engine>,
     gate: Arc<Permits>,
+    running: Arc<Barrier>,
     registry: Registry,
 }
 
 fn start() -> Running {
     let gate = Permits::new(Limit::detached(1), Limit::detached(2));
-    let service = Arc::new(Hello { gate: Arc::clone(&gate) });
+    // More exchanges than `settings` allows, and the test.
+    let running = Arc::new(Barrier::new(8 + 1));
+    let service = Arc::new(Hello { gate: Arc::clone(&gate), running: Arc::clone(&running) });
     let fixed = Fixed {
         name: "data",
         listen: "127.0.0.1:0".parse().unwrap(),
@@ -176,7 +188,7 @@ fn start() -> Running {
     };
     let registry = Registry::default();
     let engine = Engine::start(&fixed, settings(), service, &registry, &Arc::default()).unwrap();
-    Running { engine: Some(engine), gate, registry }
+    Running { engine: Some(engine), gate, running, registry }
 }
 
 impl Running {
@@ -366,4 +378,27 @@ fn a_panic_costs_one_connection_wherever_the_service_is_asked() {
     let mut stream = running.connect();
     stream.write_all(get("/").as_bytes()).unwrap();
     assert!(read_until(&mut stream, "\r\n\r\n").contains("200 OK"));
+}
+
+#[test]
+fn a_reload_that_allows_more_exchanges_allows_their_threads_too() {
+    let running = start();
+    let engine = running.engine.as_ref().unwrap();
+    engine.reconfigure(Settings { exchanges_max: 8, connections_max: 16, ..settings() });
+    let (_, limits) = running.registry.gather();
+    let threads = limits.iter().find(|limit| limit.name == "threads").unwrap();
+    assert_eq!(threads.limit.max(), 2 + 8);
+    let get = |path: &str| {
+        let mut stream = running.connect();
+        stream.write_all(format!("GET {path} HTTP/1.1\r\nhost: x\r\n\r\n").as_bytes()).unwrap();
+        stream
+    };
+    let mut runs: Vec<_> = (0..8).map(|_| get("/run")).collect();
+    running.running.wait();
+    // All eight run, and others are answered.
+    assert!(read_until(&mut get("/"), "\r\n\r\n").contains("200 OK"));
+    running.running.wait();
+    for run in &mut runs {
+        assert!(read_until(run, "ran").contains("200 OK"));
+    }
 }
