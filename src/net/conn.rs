@@ -4,6 +4,7 @@
 //! says so per call (`MSG_DONTWAIT`). So a connection moves between threads without a system call.
 
 use std::io;
+use std::mem::MaybeUninit;
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
@@ -134,9 +135,14 @@ impl ClientConn {
             }
             got
         } else {
-            let space = self.input.space();
-            space.reserve(READ_BYTES);
-            rustix::net::recv(&self.stream, spare_capacity(space), flags)
+            // Through the stack, so that a connection holds the bytes that came and not the room for
+            // those that may: a thousand slow heads cost a thousand heads.
+            let mut bytes = [const { MaybeUninit::<u8>::uninit() }; READ_BYTES];
+            let got = rustix::net::recv(&self.stream, &mut bytes[..], flags);
+            got.map(|((came, _), n)| {
+                self.input.space().extend_from_slice(came);
+                (came.len(), n)
+            })
         };
         if let Some(next) = overshoot {
             // A pipelined request behind the body.
