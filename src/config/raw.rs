@@ -47,7 +47,7 @@ pub struct Raw {
     pub model: Vec<RawModel>,
     /// The log.
     pub log: RawLog,
-    /// What the daemon keeps on disk.
+    /// What the daemon keeps on disk. This version keeps nothing there yet.
     pub state: RawState,
 }
 
