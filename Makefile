@@ -11,10 +11,11 @@ CARGO = cargo
 # Seconds for each fuzz target.
 FUZZ_SECONDS = 60
 
-PROGRAM = target/release/tidegate
-# The files in conf/ and man/ hold the paths of a plain `make install`.
-PUT_PATHS = sed -i.orig -e 's|/usr/local/bin/|$(BINDIR)/|g' -e 's|/usr/local/share/doc/tidegate/|$(DOCDIR)/|g' \
-  -e 's|/etc/tidegate/|$(SYSCONFDIR)/tidegate/|g'
+PROGRAM = $(or $(CARGO_TARGET_DIR),target)/release/tidegate
+# The files in conf/ and man/ hold the paths of a plain `make install`. Wherever SYSCONFDIR is, the
+# program itself looks in /etc/tidegate, as its manual page says; unit and plist name their file.
+PUT_PATHS = sed -i.orig -e 's|/usr/local/bin/|$(BINDIR)/|g' -e 's|/usr/local/share/doc/tidegate/|$(DOCDIR)/|g'
+PUT_SYSCONFDIR = -e 's|/etc/tidegate/|$(SYSCONFDIR)/tidegate/|g'
 
 all: $(PROGRAM)
 
@@ -61,7 +62,8 @@ install:
 	install -m 0644 conf/tidegate.full.toml "$(DESTDIR)$(DOCDIR)/tidegate.full.toml"
 	install -m 0644 conf/tidegate.service "$(DESTDIR)$(UNITDIR)/tidegate.service"
 	install -m 0644 conf/org.tidegate.tidegate.plist "$(DESTDIR)$(DOCDIR)/org.tidegate.tidegate.plist"
-	$(PUT_PATHS) "$(DESTDIR)$(MANDIR)/man8/tidegate.8" "$(DESTDIR)$(UNITDIR)/tidegate.service" \
+	$(PUT_PATHS) "$(DESTDIR)$(MANDIR)/man8/tidegate.8"
+	$(PUT_PATHS) $(PUT_SYSCONFDIR) "$(DESTDIR)$(UNITDIR)/tidegate.service" \
 	  "$(DESTDIR)$(DOCDIR)/org.tidegate.tidegate.plist"
 	rm -f "$(DESTDIR)$(MANDIR)/man8/tidegate.8.orig" "$(DESTDIR)$(UNITDIR)/tidegate.service.orig" \
 	  "$(DESTDIR)$(DOCDIR)/org.tidegate.tidegate.plist.orig"
