@@ -15,6 +15,13 @@ use super::exchange::Exchange;
 /// Bytes gathered for one write.
 const OUT_BYTES_MAX: usize = 64 * 1024;
 
+/// Pieces read from one upstream before the others of its pump have their turn, whatever comes of
+/// them: a flood of comments makes no bytes for the client.
+const PIECES_MAX: usize = 64;
+
+/// Pieces read behind a terminator. Past it: the connection is closed.
+const TAIL_PIECES_MAX: usize = 4;
+
 /// What an attempt leaves behind when its first content is out.
 pub struct Parts {
     /// The upstream's answer.
@@ -75,10 +82,12 @@ impl Flow for Flowing {
             return FlowStep::Wait;
         }
         let begun = out.len();
+        let mut pieces = 0;
         let step = loop {
-            if out.len() >= OUT_BYTES_MAX {
+            if out.len() >= OUT_BYTES_MAX || pieces == PIECES_MAX {
                 break FlowStep::Again;
             }
+            pieces += 1;
             let Parts { upstream, core, deadlines } = &mut self.parts;
             let reply = self.exchange.reply();
             let fed = match upstream.piece_now() {
@@ -105,6 +114,10 @@ impl Flow for Flowing {
 
     fn deadline(&self) -> Instant {
         self.parts.deadlines.next().0.min(self.exchange.silence_deadline())
+    }
+
+    fn end_by(&self) -> Instant {
+        self.parts.deadlines.end()
     }
 
     fn expired(&mut self, now: Instant, out: &mut Vec<u8>) -> FlowStep {
@@ -135,13 +148,14 @@ impl Flow for Flowing {
     }
 
     fn tail(&mut self) -> bool {
-        loop {
+        for _ in 0..TAIL_PIECES_MAX {
             match self.parts.upstream.piece_now() {
                 Ok(Now::Data(_)) => {}
                 Ok(Now::Nothing) => return false,
                 Ok(Now::End) | Err(_) => return true,
             }
         }
+        true
     }
 }
 

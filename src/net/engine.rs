@@ -195,7 +195,11 @@ impl Engine {
         if let Some(park) = self.park.take() {
             park.join();
         }
-        self.shared.workers.join(|| clock::now() >= deadline)
+        let late = self.shared.workers.join(|| clock::now() >= deadline);
+        for pump in &self.shared.pumps {
+            pump.end_all();
+        }
+        late
     }
 }
 

@@ -51,6 +51,9 @@ pub trait Flow: Send {
     /// When something must happen although nothing came.
     fn deadline(&self) -> Instant;
 
+    /// When the answer must have ended, also for a client that reads a little now and then.
+    fn end_by(&self) -> Instant;
+
     /// That time has come.
     fn expired(&mut self, now: Instant, out: &mut Vec<u8>) -> FlowStep;
 
@@ -114,6 +117,14 @@ impl PumpInbox {
         });
         if first {
             self.wake();
+        }
+    }
+
+    /// Ends the streams that came after the pump had ended.
+    pub fn end_all(&self) {
+        for mut entering in self.entering.with(std::mem::take) {
+            entering.flow.lost(stopping());
+            entering.flow.ended(entering.bytes);
         }
     }
 
@@ -187,29 +198,45 @@ impl Pump {
             let now = clock::now();
             beat.tick_at(now);
             for event in &events {
+                let Token(token) = event.token();
                 if event.token() != WAKE {
-                    self.ready(event, now);
+                    self.guarded((token - 1) / 2, |pump| pump.ready(event, now));
                 }
             }
-            for index in std::mem::take(&mut self.again) {
-                self.read(index, now);
+            let mut again = std::mem::take(&mut self.again);
+            again.sort_unstable();
+            again.dedup();
+            for index in again {
+                self.guarded(index, |pump| pump.read(index, now));
             }
             for entering in self.inbox.entering.with(std::mem::take) {
-                self.enter(entering, now);
+                let index = self.reserve();
+                self.guarded(index, |pump| pump.enter(index, entering, now));
             }
             self.expire(now);
         }
         for index in 0..self.entries.len() {
-            self.lose(index, Error::new(Kind::Draining, "the gateway stops"));
+            self.guarded(index, |pump| pump.lose(index, stopping()));
         }
     }
 
-    fn enter(&mut self, entering: Entering, now: Instant) {
-        let Entering { conn, flow, slot, chunked, bytes } = entering;
-        let index = self.free.pop().unwrap_or_else(|| {
+    /// Runs one step. A panic that is not dealt with closer to its place costs its own stream.
+    fn guarded(&mut self, index: usize, step: impl FnOnce(&mut Self)) {
+        if catch_unwind(AssertUnwindSafe(|| step(self))).is_err() {
+            self.shared.panics.inc();
+            self.remove(index);
+        }
+    }
+
+    fn reserve(&mut self) -> usize {
+        self.free.pop().unwrap_or_else(|| {
             self.entries.push(None);
             self.entries.len() - 1
-        });
+        })
+    }
+
+    fn enter(&mut self, index: usize, entering: Entering, now: Instant) {
+        let Entering { conn, flow, slot, chunked, bytes } = entering;
         let upstream = flow.upstream().map(|fd| fd.as_raw_fd());
         let client = conn.as_fd().as_raw_fd();
         let registry = self.poll.registry();
@@ -404,37 +431,50 @@ impl Pump {
                 break;
             }
             self.timers.pop_first();
-            let Some(Some(entry)) = self.entries.get_mut(index) else { continue };
-            if entry.conn.is_none() {
-                self.remove(index);
-                continue;
-            }
-            let stall = entry.stalled.map(|since| since + write_timeout);
-            if stall.is_some_and(|stall| stall <= now) {
-                let context = "the client does not read; nothing moved for server.write_timeout";
-                self.lose(index, Error::new(Kind::ClientStalled, context));
-                continue;
-            }
-            let mut step = None;
-            if entry.stalled.is_none() && !entry.ended && entry.flow.deadline() <= now {
-                self.data.clear();
-                let data = &mut self.data;
-                match catch_unwind(AssertUnwindSafe(|| entry.flow.expired(now, data))) {
-                    Ok(expired) => step = Some(expired),
-                    Err(_) => {
-                        self.panicked(index);
-                        continue;
-                    }
+            self.guarded(index, |pump| pump.expired(index, now, write_timeout));
+        }
+    }
+
+    fn expired(&mut self, index: usize, now: Instant, write_timeout: Duration) {
+        let Some(Some(entry)) = self.entries.get_mut(index) else { return };
+        if entry.conn.is_none() {
+            self.remove(index);
+            return;
+        }
+        let stall = entry.stalled.map(|since| since + write_timeout);
+        if stall.is_some_and(|stall| stall <= now) {
+            let context = "the client does not read; nothing moved for server.write_timeout";
+            self.lose(index, Error::new(Kind::ClientStalled, context));
+            return;
+        }
+        if stall.is_some() && entry.flow.end_by() <= now {
+            let context = "the client reads too slowly; the request's time is over";
+            self.lose(index, Error::new(Kind::ClientStalled, context));
+            return;
+        }
+        // While the client takes nothing, nothing is read, and so nothing is late.
+        let waits = entry.stalled.is_none() && !entry.ended;
+        let mut step = None;
+        if waits && entry.flow.deadline() <= now {
+            self.data.clear();
+            let data = &mut self.data;
+            match catch_unwind(AssertUnwindSafe(|| entry.flow.expired(now, data))) {
+                Ok(expired) => step = Some(expired),
+                Err(_) => {
+                    self.panicked(index);
+                    return;
                 }
             }
-            // Deadlines move with every event; the timer follows only when it fires, and looks
-            // every second at least, since a stall begins without one.
-            let next = entry.flow.deadline().max(now + Duration::from_millis(1));
-            entry.timer = next.min(now + SLEEP_MAX).min(stall.unwrap_or(next));
-            self.timers.insert((entry.timer, index));
-            if let Some(step) = step {
-                self.step(index, step, now);
-            }
+        }
+        // Deadlines move with every event; the timer follows only when it fires, and looks
+        // every second at least, since a stall begins without one.
+        let latest = now + SLEEP_MAX;
+        let next = if waits { entry.flow.deadline().min(latest) } else { latest };
+        let next = next.min(stall.unwrap_or(latest));
+        entry.timer = next.max(now + Duration::from_millis(1));
+        self.timers.insert((entry.timer, index));
+        if let Some(step) = step {
+            self.step(index, step, now);
         }
     }
 
@@ -451,4 +491,8 @@ impl Pump {
         }
         self.free.push(index);
     }
+}
+
+fn stopping() -> Error {
+    Error::new(Kind::Draining, "the gateway stops")
 }

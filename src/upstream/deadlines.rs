@@ -86,6 +86,11 @@ impl Deadlines {
         }
     }
 
+    /// When the attempt ends, whatever comes.
+    pub fn end(&self) -> Instant {
+        self.request.min(self.started + self.timeouts.total)
+    }
+
     /// A whole event arrived.
     pub fn event(&mut self, now: Instant) {
         self.last_event = now;

@@ -18,6 +18,7 @@ struct Hello {
     gate: Arc<Permits>,
     /// Met twice by each `/run`: when it runs, and when it may end.
     running: Arc<Barrier>,
+    looks: Arc<AtomicUsize>,
 }
 
 struct Gated {
@@ -65,6 +66,48 @@ impl Flow for Lines {
         clock::now() + Duration::from_secs(60)
     }
 
+    fn end_by(&self) -> Instant {
+        self.deadline()
+    }
+
+    fn expired(&mut self, _: Instant, _: &mut Vec<u8>) -> FlowStep {
+        FlowStep::Wait
+    }
+
+    fn lost(&mut self, _: Error) {}
+
+    fn ended(&mut self, _: u64) {}
+
+    fn tail(&mut self) -> bool {
+        true
+    }
+}
+
+/// Much at once, then nothing; its own deadline is long over, its end is not.
+struct Heavy {
+    end_by: Instant,
+    looks: Arc<AtomicUsize>,
+}
+
+impl Flow for Heavy {
+    fn upstream(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+
+    fn read(&mut self, _: Instant, out: &mut Vec<u8>) -> FlowStep {
+        out.resize(16 << 20, b'x');
+        FlowStep::Wait
+    }
+
+    fn deadline(&self) -> Instant {
+        self.looks.fetch_add(1, SeqCst);
+        clock::now()
+    }
+
+    fn end_by(&self) -> Instant {
+        self.end_by
+    }
+
     fn expired(&mut self, _: Instant, _: &mut Vec<u8>) -> FlowStep {
         FlowStep::Wait
     }
@@ -100,6 +143,15 @@ impl Service for Hello {
                 self.running.wait();
                 self.running.wait();
                 Step::Respond(Response::text(200, "ran"))
+            }
+            "/flow-heavy" => {
+                assert!(turn.begin_exchange());
+                let mut client = turn.client();
+                client.start(200, &[]);
+                client.send(b"one").unwrap();
+                let end_by = clock::now() + Duration::from_millis(700);
+                let flow = Heavy { end_by, looks: Arc::clone(&self.looks) };
+                Step::Flow { flow: Box::new(flow), bytes: 3 }
             }
             "/panic-late" => {
                 let mut client = turn.client();
@@ -171,6 +223,7 @@ struct Running {
     engine: Option<Engine>,
     gate: Arc<Permits>,
     running: Arc<Barrier>,
+    looks: Arc<AtomicUsize>,
     registry: Registry,
 }
 
@@ -178,7 +231,12 @@ fn start() -> Running {
     let gate = Permits::new(Limit::detached(1), Limit::detached(2));
     // More exchanges than `settings` allows, and the test.
     let running = Arc::new(Barrier::new(8 + 1));
-    let service = Arc::new(Hello { gate: Arc::clone(&gate), running: Arc::clone(&running) });
+    let looks = Arc::<AtomicUsize>::default();
+    let service = Arc::new(Hello {
+        gate: Arc::clone(&gate),
+        running: Arc::clone(&running),
+        looks: Arc::clone(&looks),
+    });
     let fixed = Fixed {
         name: "data",
         listen: "127.0.0.1:0".parse().unwrap(),
@@ -188,7 +246,7 @@ fn start() -> Running {
     };
     let registry = Registry::default();
     let engine = Engine::start(&fixed, settings(), service, &registry, &Arc::default()).unwrap();
-    Running { engine: Some(engine), gate, running, registry }
+    Running { engine: Some(engine), gate, running, looks, registry }
 }
 
 impl Running {
@@ -401,4 +459,20 @@ fn a_reload_that_allows_more_exchanges_allows_their_threads_too() {
     for run in &mut runs {
         assert!(read_until(run, "ran").contains("200 OK"));
     }
+}
+
+#[test]
+fn a_client_that_reads_a_little_now_and_then_does_not_outlive_its_request() {
+    let running = start();
+    let mut slow = running.connect();
+    slow.write_all(b"GET /flow-heavy HTTP/1.1\r\nhost: x\r\n\r\n").unwrap();
+    let mut bytes = [0; 16 * 1024];
+    let mut all = slow.read(&mut bytes).unwrap();
+    while running.now("server.exchanges_max") > 0 {
+        std::thread::sleep(Duration::from_millis(5));
+        all += slow.read(&mut bytes).unwrap();
+    }
+    assert!(all < 16 << 20, "it was cut");
+    let looks = running.looks.load(SeqCst);
+    assert!(looks < 50, "{looks} looks at one stream whose client takes its time");
 }
