@@ -14,9 +14,9 @@ use mio::{Poll, Waker};
 
 use super::accept;
 use super::address::Addresses;
-use super::inbox::{Inbox, WAKE};
+use super::inbox::{Inbox, Message, WAKE};
 use super::intake::Env;
-use super::park::Park;
+use super::park::{Park, Purpose, stop_waiting};
 use super::pump::{Pump, PumpInbox};
 use super::service::Service;
 use super::settings::{Fixed, Settings};
@@ -198,6 +198,12 @@ impl Engine {
         let late = self.shared.workers.join(|| clock::now() >= deadline);
         for pump in &self.shared.pumps {
             pump.end_all();
+        }
+        // What workers handed over after the parking thread had ended.
+        for message in self.shared.inbox.take() {
+            if let Message::Park(conn, Purpose::Wait { job, .. }) = message {
+                stop_waiting(&conn, job);
+            }
         }
         late
     }

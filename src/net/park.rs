@@ -154,7 +154,11 @@ impl Park {
                     self.guarded(Some(index), |park| park.ready(index, event, now));
                 }
             }
-            for index in std::mem::take(&mut self.again) {
+            let mut again = std::mem::take(&mut self.again);
+            // Once each: a connection may be here by an event of this round as well.
+            again.sort_unstable();
+            again.dedup();
+            for index in again {
                 self.guarded(Some(index), |park| park.read_on(index, now));
             }
             for message in self.shared.inbox.take() {
@@ -168,7 +172,7 @@ impl Park {
                 self.guarded(None, |park| park.accept(accepted, now));
             }
             if self.shared.draining() {
-                self.close_idle();
+                self.close_idle(now);
             }
             self.expire(now);
             self.shared.parked.set_now((self.entries.len() - self.free.len()) as u64);
@@ -222,9 +226,21 @@ impl Park {
         }
     }
 
-    fn close_idle(&mut self) {
-        while let Some(&(_, index)) = self.idle.first() {
-            self.remove(index);
+    /// Closes what waits for a next request, unless that has just come. Refused connections linger
+    /// on: closed now, they would lose their answer.
+    fn close_idle(&mut self, now: Instant) {
+        let idle: Vec<usize> = self.idle.iter().map(|(_, index)| *index).collect();
+        for index in idle {
+            self.guarded(Some(index), |park| {
+                park.read_on(index, now);
+                let entry = park.entries.get(index).and_then(Option::as_ref);
+                let idles = |entry: &Entry| {
+                    matches!(entry.state, State::Next) && entry.idle_since.is_some()
+                };
+                if entry.is_some_and(idles) {
+                    park.remove(index);
+                }
+            });
         }
     }
 
@@ -580,15 +596,7 @@ impl Park {
             if let Some(entry) = self.remove(index)
                 && let State::Wait { job, .. } = entry.state
             {
-                let error = Error::new(Kind::Draining, "the gateway stops; try again shortly");
-                if let GiveUp::Respond(response) = job.give_up(error)
-                    && let Some(current) = &entry.conn.current
-                {
-                    let mut out = Vec::new();
-                    respond::whole(&mut out, &response, current, false);
-                    let _ = entry.conn.send_now(&out);
-                    entry.conn.shut_write();
-                }
+                stop_waiting(&entry.conn, job);
             }
         }
     }
@@ -673,6 +681,19 @@ impl Park {
         if let Some(since) = since {
             self.idle.insert((since, index));
         }
+    }
+}
+
+/// Ends a request that waits, because the engine stops.
+pub fn stop_waiting(conn: &ClientConn, job: Box<dyn Job>) {
+    let error = Error::new(Kind::Draining, "the gateway stops; try again shortly");
+    if let GiveUp::Respond(response) = job.give_up(error)
+        && let Some(current) = &conn.current
+    {
+        let mut out = Vec::new();
+        respond::whole(&mut out, &response, current, false);
+        let _ = conn.send_now(&out);
+        conn.shut_write();
     }
 }
 

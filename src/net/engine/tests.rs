@@ -19,6 +19,7 @@ struct Hello {
     /// Met twice by each `/run`: when it runs, and when it may end.
     running: Arc<Barrier>,
     looks: Arc<AtomicUsize>,
+    beats: Arc<Heartbeats>,
 }
 
 struct Gated {
@@ -170,6 +171,14 @@ impl Service for Hello {
                 }
                 Step::Streamed { keep_alive: client.finish(b"").unwrap_or(false) }
             }
+            "/gate-late" => {
+                // Asks to wait when there is nobody left to wait with.
+                while !self.beats.pulses(clock::now()).is_empty() {
+                    std::thread::yield_now();
+                }
+                let wait = Wait { permits: Arc::clone(&self.gate), deadline: clock::now() };
+                Step::Wait(Box::new(Gated { gate: None }), wait)
+            }
             "/gate" => {
                 let deadline = clock::now() + Duration::from_millis(300);
                 let wait = Wait { permits: Arc::clone(&self.gate), deadline };
@@ -232,10 +241,12 @@ fn start() -> Running {
     // More exchanges than `settings` allows, and the test.
     let running = Arc::new(Barrier::new(8 + 1));
     let looks = Arc::<AtomicUsize>::default();
+    let beats = Arc::<Heartbeats>::default();
     let service = Arc::new(Hello {
         gate: Arc::clone(&gate),
         running: Arc::clone(&running),
         looks: Arc::clone(&looks),
+        beats: Arc::clone(&beats),
     });
     let fixed = Fixed {
         name: "data",
@@ -245,7 +256,7 @@ fn start() -> Running {
         pumps: 1,
     };
     let registry = Registry::default();
-    let engine = Engine::start(&fixed, settings(), service, &registry, &Arc::default()).unwrap();
+    let engine = Engine::start(&fixed, settings(), service, &registry, &beats).unwrap();
     Running { engine: Some(engine), gate, running, looks, registry }
 }
 
@@ -475,4 +486,37 @@ fn a_client_that_reads_a_little_now_and_then_does_not_outlive_its_request() {
     assert!(all < 16 << 20, "it was cut");
     let looks = running.looks.load(SeqCst);
     assert!(looks < 50, "{looks} looks at one stream whose client takes its time");
+}
+
+#[test]
+fn a_request_that_would_wait_after_the_end_is_answered_all_the_same() {
+    let mut running = start();
+    let mut stream = running.connect();
+    stream.write_all(b"GET /gate-late HTTP/1.1\r\nhost: x\r\n\r\n").unwrap();
+    // It runs, once it is neither parked nor queued.
+    while running.now("server.connections_max") == 0 || running.now("parked") > 0 {
+        std::thread::yield_now();
+    }
+    // The drop stops the engine.
+    running.engine.as_mut().unwrap().halt(clock::now() + Duration::from_secs(5));
+    let got = read_until(&mut stream, "never");
+    assert!(got.ends_with("draining"), "{got}");
+}
+
+#[test]
+fn a_drain_closes_idle_connections_and_lets_refusals_arrive() {
+    let mut running = start();
+    let mut idle = running.connect();
+    idle.write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n").unwrap();
+    assert!(read_until(&mut idle, "\r\n\r\n").contains("200 OK"));
+    let mut refused = running.connect();
+    refused.write_all(b"POST /no HTTP/1.1\r\nhost: x\r\ncontent-length: 90000\r\n\r\n").unwrap();
+    assert!(read_until(&mut refused, "\r\n\r\nno").contains("403"));
+    running.engine.as_mut().unwrap().begin_drain();
+    assert_eq!(read_until(&mut idle, "never"), "");
+    // What comes of its body is still taken: a reset would take the answer away.
+    for _ in 0..20 {
+        refused.write_all(&[b'x'; 1000]).unwrap();
+        std::thread::sleep(Duration::from_millis(5));
+    }
 }
