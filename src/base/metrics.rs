@@ -345,10 +345,11 @@ impl Registry {
     }
 
     /// Stops exporting what belongs to something that is no more (an upstream that a reload took
-    /// out): its limits, and the series with this label and value. Who still counts there may go on.
+    /// out): its limits, whose names begin with the label, and the series with this label and value. Who still counts there may go on.
     pub fn retire(&self, label: &'static str, value: &str) {
         self.inner.with(|inner| {
-            inner.limits.retain(|limit| limit.owner != value);
+            // An upstream may be called `data`, which is also who owns the engine's limits.
+            inner.limits.retain(|limit| limit.owner != value || !limit.name.starts_with(label));
             for family in &mut inner.families {
                 let belongs =
                     |labels: &Labels| labels.iter().any(|(k, v)| *k == label && v == value);
@@ -457,6 +458,16 @@ mod tests {
         let (families, limits) = registry.gather();
         assert!(families.iter().all(|family| family.series.is_empty()) && limits.is_empty());
         assert_eq!(registry.dropped(), 0);
+    }
+
+    #[test]
+    fn what_is_retired_takes_nothing_of_another_s_with_it() {
+        let registry = Registry::default();
+        registry.limit("server.queue_max", "data", 1, "503");
+        registry.limit("upstream.concurrency_max", "data", 1, "wait");
+        registry.retire("upstream", "data");
+        let left: Vec<_> = registry.gather().1.iter().map(|limit| limit.name).collect();
+        assert_eq!(left, ["server.queue_max"]);
     }
 
     #[test]
