@@ -324,7 +324,11 @@ impl Exchange {
     }
 
     fn answer(&mut self, error: &Error) -> Response {
-        let mut response = errors::after_the_chain(error, self.path);
+        // A stop is nothing that the chain said: a client may well try again.
+        let mut response = match error.kind() {
+            Kind::Draining => errors::response(error, self.path),
+            _ => errors::after_the_chain(error, self.path),
+        };
         for (name, value) in std::mem::take(&mut self.fields) {
             response = response.with(name, value);
         }
