@@ -64,8 +64,11 @@ fn serve(mut running: Running, signals: &Signals) -> Exit {
         "ready"
     );
     loop {
-        match signals.events.recv_timeout(TICK) {
-            Err(RecvTimeoutError::Timeout) => running.tick(),
+        let event = signals.events.recv_timeout(TICK);
+        // After events too: signals without a pause must not look like a loop that hangs.
+        running.tick();
+        match event {
+            Err(RecvTimeoutError::Timeout) => {}
             Ok(Event::Reload) => running.reload(),
             Ok(Event::Reopen) => {
                 running.log.reopen();
