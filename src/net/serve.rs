@@ -12,7 +12,7 @@ use super::pump::Entering;
 use super::respond;
 use super::service::Step;
 use super::settings::TURNS_MAX;
-use super::turn::Turn;
+use super::turn::{OUT_BYTES_KEPT, Turn};
 use super::workers::{Occupied, Task, Work};
 use crate::base::clock;
 use crate::base::error::{Error, Kind};
@@ -136,8 +136,11 @@ fn respond_now(
         Ok(sent) => sent,
         Err(_) => return None,
     };
-    if sent < out.len() {
-        let rest = out.split_off(sent);
+    let rest = (sent < out.len()).then(|| out.split_off(sent));
+    if out.capacity() > OUT_BYTES_KEPT {
+        *out = Vec::new();
+    }
+    if let Some(rest) = rest {
         shared.inbox.park(conn, Purpose::Flush { out: rest, close: !keep_alive });
         return None;
     }

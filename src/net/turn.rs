@@ -20,7 +20,7 @@ use crate::base::permits::{Permit, Permits};
 const STOP_LOOK: Duration = Duration::from_millis(250);
 
 /// Output buffers larger than this are given back after use.
-const OUT_BYTES_KEPT: usize = 64 * 1024;
+pub(super) const OUT_BYTES_KEPT: usize = 64 * 1024;
 
 /// One request's turn on a worker.
 pub struct Turn<'a> {
