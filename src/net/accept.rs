@@ -73,7 +73,12 @@ pub fn run(
                 Some(Errno::AGAIN | Errno::INTR | Errno::CONNABORTED | Errno::PROTO) => {}
                 _ => {
                     shared.accept_errors.inc();
-                    log::warn!(engine = shared.name, error:% = error; "accept_error");
+                    crate::log_limited!(
+                        log::Level::Warn,
+                        "accept_error",
+                        engine = shared.name,
+                        error:% = error
+                    );
                     if stopped_within(stop, backoff) {
                         return;
                     }

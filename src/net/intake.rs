@@ -199,7 +199,7 @@ impl Intake {
 
     fn take_body(&mut self, input: &mut InputBuffer, env: &Env<'_>) -> Advance {
         let Some(partial) = self.body.as_mut() else { return Advance::More };
-        match partial.take(input, env) {
+        match partial.take(input) {
             Err(error) => Advance::Refuse(self.refuse(&error, env)),
             Ok(false) => Advance::More,
             Ok(true) => {
@@ -236,7 +236,7 @@ impl Intake {
 
 impl Partial {
     /// True when the body is complete.
-    fn take(&mut self, input: &mut InputBuffer, env: &Env<'_>) -> Result<bool, Error> {
+    fn take(&mut self, input: &mut InputBuffer) -> Result<bool, Error> {
         if let BodyLength::Exact(length) = self.head.body {
             let length = usize::try_from(length).unwrap_or(usize::MAX);
             let take = (length - self.body.len()).min(input.len());
@@ -256,7 +256,6 @@ impl Partial {
                 let step = CHUNKED_BUDGET_STEP.max(needed - self.budget.amount());
                 if !self.budget.grow(step) {
                     let context = "no memory is left for request bodies now; try again shortly";
-                    env.bodies.refuse();
                     return Err(Error::new(Kind::BodiesFull, context));
                 }
             }
