@@ -181,6 +181,7 @@ impl Exchange {
         }
         let waiting = turn.waiting_timeout();
         let mut client = turn.client();
+        client.end_by(self.deadline);
         loop {
             match self.attempt(&mut client) {
                 End::Streamed { keep_alive } => {

@@ -78,6 +78,7 @@ impl Turn<'_> {
         self.out.clear();
         ClientStream {
             write_timeout: settings.write_timeout,
+            end_by: None,
             shared: self.shared,
             conn: self.conn,
             out: self.out,
@@ -94,12 +95,19 @@ pub struct ClientStream<'a> {
     conn: &'a mut ClientConn,
     out: &'a mut Vec<u8>,
     write_timeout: Duration,
+    end_by: Option<Instant>,
     framing: Option<BodyLength>,
     ended: bool,
     bytes: u64,
 }
 
 impl ClientStream<'_> {
+    /// When the answer must have ended, also for a client that reads a little now and then, each
+    /// bit of which puts `server.write_timeout` off.
+    pub fn end_by(&mut self, when: Instant) {
+        self.end_by = Some(when);
+    }
+
     /// Whether the status has been decided.
     pub fn started(&self) -> bool {
         self.framing.is_some()
@@ -129,7 +137,7 @@ impl ClientStream<'_> {
     ///
     /// # Errors
     /// [`Kind::ClientGone`], or [`Kind::ClientStalled`] when nothing moved for
-    /// `server.write_timeout`.
+    /// `server.write_timeout`, or when the client did not take it by [`ClientStream::end_by`].
     pub fn send(&mut self, data: &[u8]) -> Result<()> {
         debug_assert!(self.started(), "start comes before send");
         if data.is_empty() || self.head_only() {
@@ -174,7 +182,7 @@ impl ClientStream<'_> {
         if let Some(current) = self.conn.current.as_mut() {
             current.begun = true;
         }
-        let sent = write_all(self.shared, self.conn, self.out, self.write_timeout);
+        let sent = write_all(self.shared, self.conn, self.out, self.write_timeout, self.end_by);
         self.out.clear();
         if self.out.capacity() > OUT_BYTES_KEPT {
             *self.out = Vec::new();
@@ -189,12 +197,14 @@ impl AsFd for ClientStream<'_> {
     }
 }
 
-/// Writes everything, waiting at most `write_timeout` for each bit of progress.
+/// Writes everything, waiting at most `write_timeout` for each bit of progress, and not past
+/// `end_by`.
 fn write_all(
     shared: &Shared,
     conn: &ClientConn,
     bytes: &[u8],
     write_timeout: Duration,
+    end_by: Option<Instant>,
 ) -> Result<()> {
     let gone = |error: std::io::Error| {
         Error::new(Kind::ClientGone, "the client closed the connection").because(error)
@@ -210,9 +220,15 @@ fn write_all(
         }
         let now = clock::now();
         let since = *stalled.get_or_insert(now);
-        let left = (since + write_timeout).saturating_duration_since(now);
+        let stall = since + write_timeout;
+        let until = end_by.map_or(stall, |end| end.min(stall));
+        let left = until.saturating_duration_since(now);
         if left.is_zero() || shared.stopping() {
-            let context = "the client does not read; nothing moved for server.write_timeout";
+            let context = if until < stall {
+                "the client reads too slowly; the request's time is over"
+            } else {
+                "the client does not read; nothing moved for server.write_timeout"
+            };
             return Err(Error::new(Kind::ClientStalled, context));
         }
         conn.wait_writable(left.min(STOP_LOOK)).map_err(gone)?;

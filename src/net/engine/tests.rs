@@ -5,7 +5,7 @@ use std::sync::Barrier;
 use std::time::Duration;
 
 use super::*;
-use crate::base::error::Error;
+use crate::base::error::{Error, Kind};
 use crate::base::id::RequestId;
 use crate::base::permits::Permit;
 use crate::net::http::{Head, Request, Response};
@@ -153,6 +153,15 @@ impl Service for Hello {
                 let end_by = clock::now() + Duration::from_millis(700);
                 let flow = Heavy { end_by, looks: Arc::clone(&self.looks) };
                 Step::Flow { flow: Box::new(flow), bytes: 3 }
+            }
+            "/heavy" => {
+                assert!(turn.begin_exchange());
+                let mut client = turn.client();
+                client.end_by(clock::now() + Duration::from_millis(700));
+                client.start(200, &[]);
+                let sent = client.send(&vec![b'x'; 16 << 20]);
+                assert!(matches!(sent, Err(error) if error.kind() == Kind::ClientStalled));
+                Step::Streamed { keep_alive: false }
             }
             "/panic-late" => {
                 let mut client = turn.client();
@@ -475,15 +484,18 @@ fn a_reload_that_allows_more_exchanges_allows_their_threads_too() {
 #[test]
 fn a_client_that_reads_a_little_now_and_then_does_not_outlive_its_request() {
     let running = start();
-    let mut slow = running.connect();
-    slow.write_all(b"GET /flow-heavy HTTP/1.1\r\nhost: x\r\n\r\n").unwrap();
-    let mut bytes = [0; 16 * 1024];
-    let mut all = slow.read(&mut bytes).unwrap();
-    while running.now("server.exchanges_max") > 0 {
-        std::thread::sleep(Duration::from_millis(5));
-        all += slow.read(&mut bytes).unwrap();
+    // On a pump, then on a worker.
+    for path in ["/flow-heavy", "/heavy"] {
+        let mut slow = running.connect();
+        slow.write_all(format!("GET {path} HTTP/1.1\r\nhost: x\r\n\r\n").as_bytes()).unwrap();
+        let mut bytes = [0; 16 * 1024];
+        let mut all = slow.read(&mut bytes).unwrap();
+        while running.now("server.exchanges_max") > 0 {
+            std::thread::sleep(Duration::from_millis(5));
+            all += slow.read(&mut bytes).unwrap();
+        }
+        assert!(all < 16 << 20, "{path}: it was cut");
     }
-    assert!(all < 16 << 20, "it was cut");
     let looks = running.looks.load(SeqCst);
     assert!(looks < 50, "{looks} looks at one stream whose client takes its time");
 }
