@@ -805,7 +805,7 @@ fn the_catalog_answers_within_a_second_while_an_upstream_hangs() {
             let answer = daemon.ask(ask::get(path));
             assert_eq!(answer.status(), 200, "{path}");
             assert!(
-                begun.elapsed() < Duration::from_secs(1),
+                begun.elapsed() < daemon.allow(Duration::from_secs(1)),
                 "{path} took {:?} in round {round}",
                 begun.elapsed()
             );
@@ -819,7 +819,11 @@ fn the_catalog_answers_within_a_second_while_an_upstream_hangs() {
         }
         let begun = Instant::now();
         let show = daemon.ask(ask::post("/api/show", &json!({"model": "mine"})));
-        assert!(begun.elapsed() < Duration::from_secs(1), "/api/show took {:?}", begun.elapsed());
+        assert!(
+            begun.elapsed() < daemon.allow(Duration::from_secs(1)),
+            "/api/show took {:?}",
+            begun.elapsed()
+        );
         assert!(matches!(show.status(), 200 | 502 | 503 | 504), "{}", show.status());
     }
 }

@@ -183,7 +183,8 @@ impl House {
         if case.after {
             let stream = Stream::of(case.client, &answer);
             let wait = stream.assert_broken_off(&model, &BAD_WORDS.concat(), &model);
-            let limit = if case.fault.waits() { DEADLINE + GRACE } else { GRACE };
+            let grace = self.daemon.allow(GRACE);
+            let limit = if case.fault.waits() { DEADLINE + grace } else { grace };
             assert!(wait <= limit, "the error came after {wait:?}");
             if case.fault.waits() {
                 assert!(wait + Duration::from_millis(50) >= DEADLINE, "too early: {wait:?}");
@@ -201,7 +202,7 @@ impl House {
         }
         let expected_bad = usize::from(case.fault != Fault::Refuse);
         assert_eq!((asked_bad, asked_good), (expected_bad, 1), "calls of (failed, fallback)");
-        let limit = DEADLINE + CONNECT + GRACE;
+        let limit = DEADLINE + CONNECT + self.daemon.allow(GRACE);
         assert!(took <= limit, "the fallback answered after {took:?}");
     }
 }
@@ -323,7 +324,7 @@ fn a_chain_that_fails_whole_answers_with_its_last_cause() {
         if case.fault == Fault::RateLimited {
             assert_eq!(retry_after, Some(7), "the upstream's own wait");
         }
-        assert!(took <= DEADLINE + CONNECT + GRACE, "after {took:?}");
+        assert!(took <= DEADLINE + CONNECT + house.daemon.allow(GRACE), "after {took:?}");
         if case.fault != Fault::Refuse {
             assert_eq!(House::asked(&house.bad, &model), 1, "asked exactly once");
         }
@@ -536,7 +537,7 @@ fn the_request_total_ends_a_slow_chain() {
             let took = begun.elapsed();
             assert_eq!(answer.status(), 504, "{client:?} stream={stream}: {}", answer.text());
             assert!(
-                took < Duration::from_millis(1500) + GRACE,
+                took < Duration::from_millis(1500) + daemon.allow(GRACE),
                 "{client:?} stream={stream}: {took:?}"
             );
             assert!(took > Duration::from_millis(1000), "{client:?} stream={stream}: {took:?}");
@@ -546,7 +547,7 @@ fn the_request_total_ends_a_slow_chain() {
         let begun = std::time::Instant::now();
         let answer = daemon.ask(ask::chat(client, "endless", "hi", true));
         let took = begun.elapsed();
-        assert!(took < Duration::from_millis(1500) + GRACE, "{client:?}: {took:?}");
+        assert!(took < Duration::from_millis(1500) + daemon.allow(GRACE), "{client:?}: {took:?}");
         let stream = Stream::of(client, &answer);
         assert_eq!(stream.errors().len(), 1, "{client:?}: {:?}", stream.events.last());
         assert_eq!(stream.terminators(), 0);
@@ -572,7 +573,10 @@ fn early_head_keeps_the_client_and_does_not_commit_the_model() {
         let answer = daemon.ask(ask::chat(client, "m", "hi", true));
         assert_eq!(answer.status(), 200);
         let head = answer.head.at - begun;
-        assert!(head < Duration::from_millis(450), "{client:?}: head after {head:?}");
+        assert!(
+            head < Duration::from_millis(200) + daemon.allow(GRACE),
+            "{client:?}: head after {head:?}"
+        );
         assert!(head > Duration::from_millis(150), "{client:?}: head after {head:?}");
         let stream = Stream::of(client, &answer);
         stream.assert_normal("m", GOOD_TEXT, "after an early head");
@@ -611,10 +615,17 @@ fn the_clients_own_read_timeout_bounds_our_silence() {
     ));
     assert_eq!(answer.status(), 200, "{}", answer.text());
     let head = answer.head.at - begun;
-    assert!(head < Duration::from_secs(1), "the client would have given up: head after {head:?}");
+    assert!(
+        head < daemon.allow(Duration::from_secs(1)),
+        "the client would have given up: head after {head:?}"
+    );
     let mut last = answer.head.at;
     for piece in &answer.pieces {
-        assert!(piece.at - last < Duration::from_secs(1), "silent for {:?}", piece.at - last);
+        assert!(
+            piece.at - last < daemon.allow(Duration::from_secs(1)),
+            "silent for {:?}",
+            piece.at - last
+        );
         last = piece.at;
     }
     assert_eq!(Stream::of(Dialect::OpenAi, &answer).errors().len(), 1);
@@ -714,7 +725,7 @@ fn the_next_in_the_chain_is_asked_at_the_deadline() {
         let wait = good.wait_seen(&prompt).at - bad.wait_seen(&prompt).at;
         let deadline = Duration::from_millis(deadline);
         assert!(
-            wait + Duration::from_millis(30) > deadline && wait < deadline + GRACE,
+            wait + Duration::from_millis(30) > deadline && wait < deadline + daemon.allow(GRACE),
             "{stream}: {wait:?}"
         );
     }

@@ -10,8 +10,8 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::support::conf::Conf;
 use crate::support::daemon::{Daemon, Start};
+use crate::support::load::Load;
 use crate::support::peers::{FakeUpstream, Gate, Step, answers};
-use crate::support::process::Process;
 use crate::support::sandbox::Sandbox;
 use crate::support::stream::Dialect;
 use crate::support::wire::{Body, Fault, Wire};
@@ -19,40 +19,6 @@ use crate::support::{ask, patience};
 
 /// The bound of every answer to somebody else.
 const PROMPT: Duration = Duration::from_millis(100);
-
-/// How much of the machine others than this test and its daemon take. A test of times says nothing
-/// on a machine that is busy with something else.
-struct Others {
-    total: u64,
-    ours: u64,
-    daemon: Process,
-}
-
-impl Others {
-    fn ticks(daemon: Process) -> (u64, u64) {
-        let stat = std::fs::read_to_string("/proc/stat").unwrap();
-        let line = stat.lines().next().unwrap();
-        let cpu: Vec<u64> = line.split_whitespace().filter_map(|n| n.parse().ok()).collect();
-        // User, nice, system, irq, softirq and steal: all but idle and waiting for disks.
-        let busy = cpu[0] + cpu[1] + cpu[2] + cpu[5] + cpu[6] + cpu[7];
-        (busy, Process(std::process::id()).cpu_ticks() + daemon.cpu_ticks())
-    }
-
-    fn watch(daemon: Process) -> Others {
-        let (total, ours) = Others::ticks(daemon);
-        Others { total, ours, daemon }
-    }
-
-    /// Cores that others kept busy, on average, in the time since `begun`.
-    fn cores(&self, begun: Instant) -> f64 {
-        let (total, ours) = Others::ticks(self.daemon);
-        let others = (total - self.total).saturating_sub(ours - self.ours);
-        others as f64 / 100.0 / begun.elapsed().as_secs_f64()
-    }
-}
-
-/// Cores that others may keep busy for the bound to hold; past it the bound is ten times as large.
-const OTHERS_CORES: f64 = 0.3;
 
 /// Asks the daemon small things all the time, on fresh connections and on a kept one, while `attack`
 /// runs; fails when a single one took too long or was not answered with 200.
@@ -67,7 +33,7 @@ fn others_are_answered_with<T>(
     attack: impl FnOnce() -> T,
 ) -> T {
     let over = AtomicBool::new(false);
-    let (others, started) = (Others::watch(daemon.process()), Instant::now());
+    let load = Load::watch(daemon.process());
     let addr = daemon.addr;
     let probe = || {
         let mut times = Vec::new();
@@ -114,8 +80,7 @@ fn others_are_answered_with<T>(
         let times = probing.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         let result = result.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         let worst = times.iter().max().unwrap();
-        let cores = others.cores(started);
-        let bound = patience(if cores > OTHERS_CORES { PROMPT * 10 } else { PROMPT });
+        let (cores, bound) = (load.others(), load.allow(PROMPT));
         let slow = times.iter().filter(|time| **time > bound).count();
         let count = times.len();
         eprintln!(

@@ -7,6 +7,7 @@ use std::time::Duration;
 pub mod ask;
 pub mod conf;
 pub mod daemon;
+pub mod load;
 pub mod metrics;
 pub mod peers;
 pub mod process;

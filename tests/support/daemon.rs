@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 
 use super::conf::Conf;
+use super::load::Load;
 use super::metrics::Metrics;
 use super::process::Process;
 use super::sandbox::{Sandbox, free_port, loopback};
@@ -51,6 +52,7 @@ pub struct Daemon {
     /// The config file.
     pub config: PathBuf,
     stderr: PathBuf,
+    load: Load,
     /// How long it took from its start until `/readyz` said yes.
     pub ready_after: Duration,
 }
@@ -122,7 +124,8 @@ impl Daemon {
         command.stderr(open).stdout(File::create(sandbox.path("stdout.log")).unwrap());
         let child = command.spawn().unwrap();
         let config = config.to_owned();
-        Daemon { child, addr, ops, config, stderr, ready_after: Duration::ZERO }
+        let load = Load::watch(Process(child.id()));
+        Daemon { child, addr, ops, config, stderr, load, ready_after: Duration::ZERO }
     }
 
     /// Waits until `/readyz` says 200; else says why not.
@@ -182,6 +185,11 @@ impl Daemon {
     /// The process.
     pub fn process(&self) -> Process {
         Process(self.child.id())
+    }
+
+    /// The bound that a time has to keep: larger when others keep the machine busy.
+    pub fn allow(&self, bound: Duration) -> Duration {
+        self.load.allow(bound)
     }
 
     /// Sends a signal.
