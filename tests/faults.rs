@@ -667,8 +667,9 @@ fn events_arrive_one_by_one_as_they_are_sent() {
                 "{upstream} {client:?}: collected, all came within {spread:?}"
             );
             let span = answer.end - answer.head.at;
+            // A delayed acknowledgement for each of ten events would cost 430 ms.
             assert!(
-                span < pace * 10 + Duration::from_millis(150),
+                span < pace * 10 + Duration::from_millis(400),
                 "{upstream} {client:?}: {span:?}"
             );
         }
