@@ -314,7 +314,7 @@ fn slow_readers_are_closed_when_nothing_moves_and_their_upstream_with_them() {
 fn a_reader_that_is_slow_but_moves_gets_everything() {
     let sandbox = Sandbox::new();
     let text = "word ".repeat(200_000);
-    let daemon = Daemon::start(&sandbox, &Conf::new().server("write_timeout = \"1s\""));
+    let daemon = Daemon::start(&sandbox, &Conf::new().server("write_timeout = \"3s\""));
     let mut wire = daemon.connect();
     socket2::SockRef::from(wire.socket()).set_recv_buffer_size(8192).unwrap();
     wire.send(ask::chat(Dialect::OpenAi, "echo", text.trim_end(), false));
