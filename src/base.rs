@@ -3,6 +3,7 @@
 pub mod clock;
 pub mod error;
 pub mod exit;
+pub mod gcra;
 pub mod health;
 pub mod heartbeat;
 pub mod id;
