@@ -9,6 +9,7 @@ pub mod heartbeat;
 pub mod id;
 pub mod lock;
 pub mod logsite;
+pub mod memory;
 pub mod metrics;
 pub mod permits;
 pub mod thread;

@@ -17,6 +17,7 @@ use crossbeam_channel::RecvTimeoutError;
 
 use crate::base::exit::Exit;
 use crate::base::health::Phase;
+use crate::base::memory;
 use crate::config;
 
 use running::Running;
@@ -30,6 +31,7 @@ const LOG_STOP_MAX: Duration = Duration::from_secs(2);
 
 /// Runs the gateway until it is told to stop. `config_path` is that of `--config`.
 pub fn run(config_path: Option<PathBuf>) -> Exit {
+    memory::settle();
     // Before anything else: a signal that comes early must not kill half a start.
     let signals = match Signals::catch() {
         Ok(signals) => signals,

@@ -135,6 +135,17 @@ fn sockets_stay_in_net() {
     assert!(faults.is_empty(), "{}", faults.join("\n"));
 }
 
+/// What ARCHITECTURE.md says of it.
+#[test]
+fn unsafe_code_stays_where_the_allocator_is() {
+    let faults: Vec<_> = rust("src")
+        .into_iter()
+        .filter(|(name, text)| name != "src/base/memory.rs" && text.contains("unsafe_code"))
+        .map(|(name, _)| name)
+        .collect();
+    assert!(faults.is_empty(), "{faults:?}");
+}
+
 #[test]
 fn no_marks_no_ignored_tests_no_odd_files() {
     // In pieces, so that this file does not find itself.

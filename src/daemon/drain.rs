@@ -29,7 +29,7 @@ pub fn drain(running: Running, signals: &Signals) -> Exit {
     log::info!(timeout_ms = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX); "draining");
     let mut running = running;
     running.data.begin_drain();
-    let patient = wait(&running, signals, clock::now() + timeout);
+    let patient = wait(&mut running, signals, clock::now() + timeout);
     if !running.data.drained() {
         let cut = running.calls.cancel_all();
         log::warn!(requests = cut, second_signal = !patient; "drain_cut");
@@ -52,7 +52,7 @@ pub fn drain(running: Running, signals: &Signals) -> Exit {
 }
 
 /// Waits until all is done or the deadline; false when a second signal came.
-fn wait(running: &Running, signals: &Signals, deadline: Instant) -> bool {
+fn wait(running: &mut Running, signals: &Signals, deadline: Instant) -> bool {
     while !running.data.drained() && clock::now() < deadline {
         match signals.events.recv_timeout(LOOK) {
             Ok(Event::Stop) => return false,

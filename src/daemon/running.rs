@@ -6,9 +6,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::base::clock;
 use crate::base::health::Board;
 use crate::base::heartbeat::{Beat, Heartbeats};
-use crate::base::metrics::Registry;
+use crate::base::memory::{self, Trimmer};
+use crate::base::metrics::{Counter, Registry};
 use crate::config::{Config, Loaded};
 use crate::gateway::Gateway;
 use crate::gateway::catalog::Catalog;
@@ -17,6 +19,7 @@ use crate::gateway::state::State;
 use crate::net::engine::Engine;
 use crate::net::outbound::Resolver;
 use crate::observe::log::{self as logs, LogHandle};
+use crate::observe::process;
 use crate::ops::OpsHandler;
 use crate::upstream::calls::Calls;
 use crate::upstream::link::Links;
@@ -41,6 +44,8 @@ pub struct Running {
     pub(super) log: LogHandle,
     pub(super) descriptors: u64,
     beat: Beat,
+    trimmer: Trimmer,
+    trims: Arc<Counter>,
 }
 
 /// Why it did not start.
@@ -95,6 +100,11 @@ impl Running {
         let descriptors = descriptors::raise();
         tell_descriptors(&config, descriptors);
 
+        let trims = registry.counter(
+            "tidegate_memory_trims_total",
+            "How often free memory was given back to the system.",
+            &[],
+        );
         let heartbeats = Arc::new(Heartbeats::default());
         let beat = heartbeats.register("main", MAIN_SILENCE_MAX);
         let board = Arc::new(Board::default());
@@ -140,6 +150,8 @@ impl Running {
             log,
             descriptors,
             beat,
+            trimmer: Trimmer::new(clock::now()),
+            trims,
         })
     }
 
@@ -160,9 +172,21 @@ impl Running {
     }
 
     /// What is looked after every second.
-    pub fn tick(&self) {
+    pub fn tick(&mut self) {
         self.beat.tick();
         self.links.sweep();
+        self.trim();
+    }
+
+    /// Gives memory back that a burst left behind.
+    fn trim(&mut self) {
+        let Some(resident) = process::resident_bytes() else { return };
+        if self.trimmer.due(clock::now(), resident) {
+            memory::trim();
+            self.trims.inc();
+            let resident = process::resident_bytes().unwrap_or(resident);
+            self.trimmer.trimmed(clock::now(), resident);
+        }
     }
 
     /// What the data plane is told now.

@@ -39,6 +39,18 @@ impl Process {
     }
 }
 
+/// Resident memory, in bytes. Cheap enough for every second.
+pub fn resident_bytes() -> Option<u64> {
+    #[cfg(target_os = "linux")]
+    {
+        let pages =
+            read("/proc/self/statm")?.split_ascii_whitespace().nth(1)?.parse::<u64>().ok()?;
+        Some(pages * rustix::param::page_size() as u64)
+    }
+    #[cfg(not(target_os = "linux"))]
+    None
+}
+
 fn open_fds() -> Option<u64> {
     // One of them is the descriptor that lists them.
     let folder = if cfg!(target_os = "linux") { "/proc/self/fd" } else { "/dev/fd" };
