@@ -2,6 +2,7 @@
 
 pub mod clock;
 pub mod error;
+pub mod events;
 pub mod exit;
 pub mod gcra;
 pub mod health;

@@ -40,7 +40,9 @@ impl Running {
                     let path = self.config.path.as_deref();
                     log::warn!(warning = warning.at(path); "config_warning");
                 }
-                log::info!(upstreams = self.config.upstreams.len(), models = self.config.models.len(); "reloaded");
+                let (upstreams, models) = (self.config.upstreams.len(), self.config.models.len());
+                let detail = format!("{upstreams} upstreams, {models} models");
+                self.events.record(log::Level::Info, "reloaded", "", detail);
                 "ok"
             }
             Err(refused) => {

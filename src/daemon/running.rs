@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::base::clock;
+use crate::base::events::Events;
 use crate::base::health::Board;
 use crate::base::heartbeat::{Beat, Heartbeats};
 use crate::base::memory::{self, Trimmer};
@@ -41,6 +42,8 @@ pub struct Running {
     pub(super) catalog: Arc<Catalog>,
     pub(super) board: Arc<Board>,
     pub(super) registry: Arc<Registry>,
+    /// Handed to whoever has something to tell.
+    pub(super) events: Arc<Events>,
     pub(super) log: LogHandle,
     pub(super) descriptors: u64,
     beat: Beat,
@@ -92,6 +95,7 @@ impl Running {
         let registry = Arc::new(Registry::default());
         reload::register(&registry);
         let log = logs::start(&loaded.config.log, &registry)?;
+        let events = Events::new(Arc::clone(&registry));
         for warning in &loaded.warnings {
             let path = loaded.config.path.as_deref();
             log::warn!(warning = warning.at(path); "config_warning");
@@ -147,6 +151,7 @@ impl Running {
             catalog,
             board,
             registry,
+            events,
             log,
             descriptors,
             beat,
