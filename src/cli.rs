@@ -2,9 +2,11 @@
 //! error; exit codes stand in [`crate::base::exit`].
 
 mod check;
+mod client;
 mod completions;
 mod config;
 mod key;
+mod limits;
 mod output;
 mod run;
 
@@ -28,6 +30,7 @@ struct Cli {
 enum Command {
     Run(run::Run),
     Check(check::Check),
+    Limits(limits::Limits),
     Config(config::Config),
     Key(key::Key),
     Completions(completions::Completions),
@@ -43,6 +46,7 @@ fn execute(args: impl IntoIterator<Item = std::ffi::OsString>) -> Exit {
         Ok(cli) => match cli.command {
             Command::Run(command) => command.execute(),
             Command::Check(command) => command.execute(),
+            Command::Limits(command) => command.execute(),
             Command::Config(command) => command.execute(),
             Command::Key(command) => command.execute(),
             Command::Completions(command) => command.execute(),

@@ -28,7 +28,7 @@ use std::path::Path;
 use serde::Deserialize;
 
 pub use fault::{FAULTS_MAX, Fault, Faults, Warning};
-pub use load::{CONFIG_BYTES_MAX, PATH_DEFAULT, load};
+pub use load::{CONFIG_BYTES_MAX, PATH_DEFAULT, load, ops_listen};
 pub use names::{ECHO, Resolved};
 pub(crate) use nearest::nearest;
 pub use settings::Config;

@@ -1,4 +1,4 @@
-//! The ops plane: health, readiness and metrics, on a listener of its own. Thin handlers over what
+//! The ops plane: health, readiness, metrics and limits, on a listener of its own. Thin handlers over what
 //! the parts below keep up to date; nothing here calls out or waits.
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
@@ -18,6 +18,7 @@ use crate::net::service::{Admission, Service, Step};
 use crate::net::turn::Turn;
 use crate::observe::prometheus;
 
+mod limits;
 mod probes;
 
 /// Largest body taken, in bytes. No route wants one; this much is read so that a probe that sends
@@ -66,6 +67,7 @@ impl OpsHandler {
             }
             "readyz" | "ready" => &|| probes::ready(&self.board, now).answer("readyz", part, query),
             "metrics" if part.is_none() => &|| Some(self.metrics()),
+            "limits" if part.is_none() => &|| Some(limits::answer(&self.registry)),
             _ => return not_found(path),
         };
         if !matches!(head.method, Method::Get | Method::Head) {
@@ -110,7 +112,7 @@ fn names_no_site(host: &str) -> bool {
 }
 
 fn not_found(path: &str) -> Response {
-    let text = format!("no {path} here; ask for /livez, /readyz or /metrics");
+    let text = format!("no {path} here; ask for /livez, /readyz, /metrics or /limits");
     problem(&Error::new(Kind::NotFound, text))
 }
 

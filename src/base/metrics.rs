@@ -228,6 +228,25 @@ pub struct Family {
     pub series: Vec<(Labels, Metric)>,
 }
 
+/// What a limit counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unit {
+    /// Things in a container: names, connections, requests.
+    Entries,
+    /// Bytes.
+    Bytes,
+}
+
+impl Unit {
+    /// The word in answers.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Unit::Entries => "entries",
+            Unit::Bytes => "bytes",
+        }
+    }
+}
+
 /// A limit with its name and consequence, as exported.
 #[derive(Clone, Debug)]
 pub struct NamedLimit {
@@ -237,6 +256,8 @@ pub struct NamedLimit {
     pub name: &'static str,
     /// Whose it is (an upstream's name), or empty.
     pub owner: String,
+    /// What it counts.
+    pub unit: Unit,
     /// What happens at the limit.
     pub consequence: &'static str,
     /// The limit itself.
@@ -309,9 +330,22 @@ impl Registry {
         }
     }
 
-    /// Registers a limit. The same name and owner give the same limit, with `max` as its new bound.
+    /// Registers a limit on entries. The same name and owner give the same limit, with `max` as its
+    /// new bound.
     pub fn limit(
         &self,
+        name: &'static str,
+        owner: &str,
+        max: u64,
+        consequence: &'static str,
+    ) -> Arc<Limit> {
+        self.limit_of(Unit::Entries, name, owner, max, consequence)
+    }
+
+    /// Registers a limit on something that is counted in `unit`.
+    pub fn limit_of(
+        &self,
+        unit: Unit,
         name: &'static str,
         owner: &str,
         max: u64,
@@ -331,6 +365,7 @@ impl Registry {
                 inner.limits.push(NamedLimit {
                     name,
                     owner: owner.to_owned(),
+                    unit,
                     consequence,
                     limit: Arc::clone(&limit),
                 });

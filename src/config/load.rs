@@ -1,9 +1,11 @@
 //! Which file, and reading it.
 
 use std::ffi::OsString;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use super::fault::Faults;
+use super::raw::RawOps;
 use super::{Loaded, parse, secret};
 
 /// Where the file is when nothing names another.
@@ -31,26 +33,58 @@ fn load_with(
     default: &Path,
     env: &dyn Fn(&str) -> Option<String>,
 ) -> Result<Loaded, Faults> {
-    let variable = variable.filter(|path| !path.is_empty()).map(PathBuf::from);
-    match path.or(variable) {
-        Some(path) => read(&path, env),
-        // Only a file that is not there means the defaults: one that cannot be read is a fault.
-        None => match std::fs::symlink_metadata(default) {
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => parse("", None, env),
-            _ => read(default, env),
-        },
+    match find(path, variable, default) {
+        Some(path) => parse(&read(&path)?, Some(&path), env),
+        None => parse("", None, env),
     }
 }
 
-fn read(path: &Path, env: &dyn Fn(&str) -> Option<String>) -> Result<Loaded, Faults> {
-    match secret::read_small(path, CONFIG_BYTES_MAX) {
-        Ok((text, _)) => parse(&text, Some(path), env),
-        Err(why) => Err(Faults::of_file(
+/// Where the ops plane of a daemon with this configuration listens, for commands that ask it. The
+/// rest of the file is not judged, and no key is read: whoever asks may not be who runs the daemon,
+/// and the file may have got a fault since.
+///
+/// # Errors
+/// A file that cannot be read, that is no TOML, or whose `ops.listen` is no address.
+pub fn ops_listen(path: Option<PathBuf>) -> Result<SocketAddr, Faults> {
+    let variable = std::env::var_os(PATH_VARIABLE);
+    match find(path, variable, Path::new(PATH_DEFAULT)) {
+        Some(path) => listen_in(&read(&path)?).map_err(|why| {
+            let remedy = "mend it, or name the address with --ops";
+            Faults::of_file(Some(path), why, remedy)
+        }),
+        None => listen_in("").map_err(|why| Faults::of_file(None, why, "")),
+    }
+}
+
+fn listen_in(text: &str) -> Result<SocketAddr, String> {
+    let tree: toml::Table =
+        text.parse().map_err(|e: toml::de::Error| format!("no TOML: {}", e.message()))?;
+    let default = RawOps::default().listen;
+    let listen = match tree.get("ops").and_then(|ops| ops.get("listen")) {
+        Some(listen) => listen.as_str().unwrap_or_default(),
+        None => &default,
+    };
+    listen.parse().map_err(|_| "ops.listen is no address with a port".to_owned())
+}
+
+/// The file; none means the built-in defaults.
+fn find(path: Option<PathBuf>, variable: Option<OsString>, default: &Path) -> Option<PathBuf> {
+    let variable = variable.filter(|path| !path.is_empty()).map(PathBuf::from);
+    path.or(variable).or_else(|| match std::fs::symlink_metadata(default) {
+        // Only a file that is not there means the defaults: one that cannot be read is a fault.
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => None,
+        _ => Some(default.to_owned()),
+    })
+}
+
+fn read(path: &Path) -> Result<String, Faults> {
+    secret::read_small(path, CONFIG_BYTES_MAX).map(|(text, _)| text).map_err(|why| {
+        Faults::of_file(
             Some(path.to_owned()),
             format!("cannot be read: {why}"),
             "mend the file or its path, or name another with --config",
-        )),
-    }
+        )
+    })
 }
 
 #[cfg(test)]
@@ -89,6 +123,29 @@ mod tests {
         symlink(file("nowhere"), &default).unwrap();
         let faults = load_with(None, None, &default, &no_env).unwrap_err();
         assert!(faults.to_string().contains("no such file"), "{faults}");
+    }
+
+    #[test]
+    fn the_ops_address_is_found_in_a_file_that_has_faults_elsewhere() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("a.toml");
+        let check = |text: &str, expected: Result<&str, &str>| {
+            fs::write(&file, text).unwrap();
+            match (ops_listen(Some(file.clone())), expected) {
+                (Ok(listen), Ok(expected)) => assert_eq!(listen.to_string(), expected, "{text}"),
+                (Err(why), Err(expected)) => assert!(why.to_string().contains(expected), "{why}"),
+                (found, _) => panic!("{text}: {found:?}"),
+            }
+        };
+        check("", Ok("127.0.0.1:18790"));
+        check("ops.listen = \"[::1]:7\"\nnonsense = 3", Ok("[::1]:7"));
+        let keyless = "[[upstream]]\nname = \"x\"\napi_key_file = \"nowhere\"";
+        check(keyless, Ok("127.0.0.1:18790"));
+        check("ops.listen = 7", Err("ops.listen is no address"));
+        check("ops = 7", Ok("127.0.0.1:18790"));
+        check("[ops", Err("no TOML"));
+        let missing = ops_listen(Some(folder.path().join("none"))).unwrap_err();
+        assert!(missing.to_string().contains("no such file"), "{missing}");
     }
 
     #[test]

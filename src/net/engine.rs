@@ -23,7 +23,7 @@ use super::settings::{Fixed, Settings};
 use super::workers::{Task, Workers};
 use crate::base::clock;
 use crate::base::heartbeat::Heartbeats;
-use crate::base::metrics::{Counter, Limit, Registry};
+use crate::base::metrics::{Counter, Limit, Registry, Unit};
 use crate::base::permits::Permits;
 use crate::base::thread::{self, Thread};
 
@@ -254,7 +254,8 @@ fn shared(
             settings.connections_per_address_max,
             "503 connections_full",
         ),
-        bodies: registry.limit(
+        bodies: registry.limit_of(
+            Unit::Bytes,
             "server.bodies_total_max",
             owner,
             settings.bodies_total_max,

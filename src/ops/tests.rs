@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::base::health::Phase;
+use crate::base::metrics::Unit;
 use crate::net::http::{BodyLength, Headers};
 
 struct Plane {
@@ -138,6 +139,26 @@ fn metrics_are_a_page_of_the_text_format() {
     assert_eq!(field(&response, "content-type"), Some(prometheus::CONTENT_TYPE));
     let text = String::from_utf8(response.body).unwrap();
     assert!(text.contains("\ntidegate_x_total 3\n"), "{text}");
+}
+
+#[test]
+fn limits_are_listed_by_name_with_their_unit_and_consequence() {
+    let plane = plane();
+    let queue = plane.registry.limit("server.queue_max", "data", 2, "503 queue_full");
+    let bytes = Unit::Bytes;
+    plane.registry.limit_of(bytes, "server.bodies_total_max", "data", 9, "503 bodies_full");
+    let _held = queue.try_take(2);
+    assert!(queue.try_take(1).is_none());
+    let (status, text) = plane.get("/limits");
+    assert_eq!(status, 200);
+    let document: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let expected = serde_json::json!({"limits": [
+        {"limit": "server.bodies_total_max", "owner": "data", "unit": "bytes", "now": 0,
+         "high_water": 0, "max": 9, "refused": 0, "consequence": "503 bodies_full"},
+        {"limit": "server.queue_max", "owner": "data", "unit": "entries", "now": 2,
+         "high_water": 2, "max": 2, "refused": 1, "consequence": "503 queue_full"},
+    ]});
+    assert_eq!(document, expected);
 }
 
 #[test]
