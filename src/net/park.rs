@@ -448,9 +448,19 @@ impl Park {
                     self.refuse(entry.conn, *refusal, now);
                 }
             }
-            State::Flush { .. } => {
-                self.shared.stalled.inc();
-                self.remove(index);
+            State::Flush { out, sent, .. } => {
+                // The kernel only tells of a good part of its buffer, which a slow client may not
+                // have taken yet although it takes some all the time.
+                let more = entry.conn.send_now(&out[*sent..]).unwrap_or(0);
+                *sent += more;
+                let Some(entry) = self.remove(index) else { return };
+                match entry.state {
+                    State::Flush { mut out, sent, close, .. } if more > 0 => {
+                        out.drain(..sent);
+                        self.flush(entry.conn, out, close, now);
+                    }
+                    _ => self.shared.stalled.inc(),
+                }
             }
             State::Linger { .. } => {
                 self.remove(index);

@@ -441,6 +441,15 @@ impl Pump {
             self.remove(index);
             return;
         }
+        if entry.stalled.is_some() {
+            // The kernel only tells of a good part of its buffer, which a slow client may not have
+            // taken yet although it takes some all the time.
+            self.flush(index, now);
+        }
+        let Some(Some(entry)) = self.entries.get_mut(index) else { return };
+        if entry.conn.is_none() {
+            return;
+        }
         let stall = entry.stalled.map(|since| since + write_timeout);
         if stall.is_some_and(|stall| stall <= now) {
             let context = "the client does not read; nothing moved for server.write_timeout";
