@@ -6,4 +6,4 @@ pub mod mute;
 pub mod secure;
 pub mod upstream;
 
-pub use upstream::{Call, FakeUpstream, Gate, Step};
+pub use upstream::{Call, FakeUpstream, Gate, Seen, Step};
