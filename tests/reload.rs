@@ -1,6 +1,7 @@
 //! SIGHUP: a good file takes force without a failed request, a bad one changes nothing and is logged
 //! with its line.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
@@ -192,6 +193,74 @@ fn a_log_folder_that_cannot_be_used_refuses_the_reload_until_it_can() {
     hup(&daemon);
     assert_eventually!(models(&daemon) == ["new", "echo"]);
     assert_eventually!(logs.join("tidegate_rCURRENT.log").exists());
+}
+
+/// The upstreams of which there are series, and what they may hold.
+fn exported(daemon: &Daemon) -> BTreeSet<(String, u64)> {
+    let metrics = daemon.metrics();
+    let named = metrics.samples.iter().filter_map(|sample| {
+        let upstream = match sample.labels.get("limit") {
+            Some(limit) if !limit.starts_with("upstream.") => None,
+            Some(_) => sample.labels.get("owner"),
+            None => sample.labels.get("upstream"),
+        };
+        upstream.cloned()
+    });
+    let names: BTreeSet<String> = named.collect();
+    let max = |name: &str| {
+        let labels = [("limit", "upstream.concurrency_max"), ("owner", name)];
+        metrics.sum("tidegate_limit_max", &labels).unwrap_or_default() as u64
+    };
+    names.into_iter().map(|name| (name.clone(), max(&name))).collect()
+}
+
+#[test]
+fn an_upstream_that_is_not_in_force_has_no_series() {
+    let sandbox = Sandbox::new();
+    let gate = Gate::new();
+    let held = gate.clone();
+    let upstream = FakeUpstream::start(Dialect::OpenAi, move |call| {
+        let mut steps = answers::good(call, "one two three");
+        // After the first content: to wait, and to cut the stream there.
+        if call.prompt() == "hi" {
+            steps.truncate(3);
+            steps.push(Step::Until(held.clone()));
+        }
+        steps
+    });
+    let base =
+        || Conf::new().upstream("u", "echo", "", "concurrency_max = 7").model("m", "u/x", &[]);
+    let with = |name: &str| base().fake(name, &upstream, "").model("n", &format!("{name}/x"), &[]);
+    let daemon = Daemon::start(&sandbox, &with("old"));
+    let set = |all: &[(&str, u64)]| -> BTreeSet<(String, u64)> {
+        all.iter().map(|(name, max)| ((*name).to_owned(), *max)).collect()
+    };
+    assert_eq!(exported(&daemon), set(&[("echo", 1024), ("old", 64), ("u", 7)]));
+    // A stream of the old configuration ends, and counts, after its upstream has left.
+    let mut wire = daemon.connect();
+    wire.send(ask::chat(Dialect::OpenAi, "n", "hi", true));
+    let head = wire.head().unwrap();
+    let mut body = Body::of(&head, "POST").unwrap();
+    wire.piece(&mut body).unwrap();
+    daemon.rewrite(&base());
+    hup(&daemon);
+    assert_eventually!(exported(&daemon) == set(&[("echo", 1024), ("u", 7)]));
+    let cut = || daemon.metrics().sum("tidegate_streams_cut_total", &[]);
+    assert_eq!(cut(), Some(0.0));
+    gate.open();
+    while let Ok(Some(_)) = wire.piece(&mut body) {}
+    assert_eventually!(cut() == Some(1.0));
+    assert_eq!(exported(&daemon), set(&[("echo", 1024), ("u", 7)]));
+    // A reload that is refused after its upstreams were built leaves nothing of them.
+    let blocked = sandbox.write("blocked", "a file").join("logs");
+    let refused = Conf::new()
+        .upstream("u", "echo", "", "concurrency_max = 9")
+        .fake("new", &upstream, "")
+        .log(&format!("dir = {blocked:?}"));
+    daemon.rewrite(&refused);
+    hup(&daemon);
+    logged(&daemon, "reload_refused");
+    assert_eq!(exported(&daemon), set(&[("echo", 1024), ("u", 7)]));
 }
 
 #[test]

@@ -269,6 +269,24 @@ struct Families {
     families: Vec<Family>,
     limits: Vec<NamedLimit>,
     series: usize,
+    /// The values of the labels that have only certain ones.
+    kept: Kept,
+}
+
+/// Labels with the values that are exported: few labels, as many values as the configuration has.
+type Kept = Vec<(&'static str, Vec<String>)>;
+
+/// Whether a series with this label and value is exported.
+fn label_kept(kept: &Kept, label: &str, value: &str) -> bool {
+    let values = kept.iter().find(|(have, _)| *have == label);
+    values.is_none_or(|(_, values)| values.iter().any(|have| have == value))
+}
+
+/// Whether a limit is: an owner is named by the label that its name begins with. An upstream may be
+/// called `data`, which is also who owns the engine's limits.
+fn limit_kept(kept: &Kept, name: &str, owner: &str) -> bool {
+    let label = name.split('.').next().unwrap_or_default();
+    owner.is_empty() || label_kept(kept, label, owner)
 }
 
 /// Every counter, histogram and limit of one process.
@@ -358,7 +376,9 @@ impl Registry {
                 return Arc::clone(&known.limit);
             }
             let limit = Limit::detached(max);
-            if inner.series >= SERIES_MAX {
+            if !limit_kept(&inner.kept, name, owner) {
+                // Of something that is no more.
+            } else if inner.series >= SERIES_MAX {
                 self.dropped.inc();
             } else {
                 inner.series += 1;
@@ -379,17 +399,24 @@ impl Registry {
         self.inner.with(|inner| (inner.families.clone(), inner.limits.clone()))
     }
 
-    /// Stops exporting what belongs to something that is no more (an upstream that a reload took
-    /// out): its limits, whose names begin with the label, and the series with this label and value. Who still counts there may go on.
-    pub fn retire(&self, label: &'static str, value: &str) {
+    /// Says whose series with this label are exported from now on: those of `values` only. What
+    /// belongs to others (an upstream that a reload took out) goes: series with this label, and
+    /// limits whose name begins with it. It does not come back when a request of the old
+    /// configuration counts there once more: what it gets counts for nobody. A label that this was
+    /// never called for takes every value.
+    pub fn keep_only(&self, label: &'static str, values: &[&str]) {
+        let values: Vec<String> = values.iter().map(|value| (*value).to_owned()).collect();
         self.inner.with(|inner| {
-            // An upstream may be called `data`, which is also who owns the engine's limits.
-            inner.limits.retain(|limit| limit.owner != value || !limit.name.starts_with(label));
+            inner.kept.retain(|(have, _)| *have != label);
+            inner.kept.push((label, values));
+            let kept = std::mem::take(&mut inner.kept);
+            inner.limits.retain(|limit| limit_kept(&kept, limit.name, &limit.owner));
             for family in &mut inner.families {
-                let belongs =
-                    |labels: &Labels| labels.iter().any(|(k, v)| *k == label && v == value);
-                family.series.retain(|(labels, _)| !belongs(labels));
+                family.series.retain(|(labels, _)| {
+                    labels.iter().all(|(label, value)| label_kept(&kept, label, value))
+                });
             }
+            inner.kept = kept;
             let series: usize = inner.families.iter().map(|family| family.series.len()).sum();
             inner.series = series + inner.limits.len();
         });
@@ -426,7 +453,9 @@ impl Registry {
             // One name has one type: a page with two is refused whole by its readers.
             let kind = std::mem::discriminant(&metric);
             let same_kind = |(_, first): &(Labels, Metric)| std::mem::discriminant(first) == kind;
-            if inner.series >= SERIES_MAX || !family.series.first().is_none_or(same_kind) {
+            if !labels.iter().all(|(label, value)| label_kept(&inner.kept, label, value)) {
+                // Of something that is no more.
+            } else if inner.series >= SERIES_MAX || !family.series.first().is_none_or(same_kind) {
                 self.dropped.inc();
             } else {
                 inner.series += 1;
@@ -482,27 +511,59 @@ mod tests {
     }
 
     #[test]
-    fn what_is_retired_makes_room() {
+    fn what_is_no_more_makes_room() {
         let registry = Registry::default();
         for round in 0..SERIES_MAX {
             let name = round.to_string();
+            registry.keep_only("upstream", &[&name]);
             registry.counter("a_total", "A.", &[("upstream", &name)]).inc();
             registry.limit("upstream.concurrency_max", &name, 1, "wait");
-            registry.retire("upstream", &name);
         }
+        registry.keep_only("upstream", &[]);
         let (families, limits) = registry.gather();
         assert!(families.iter().all(|family| family.series.is_empty()) && limits.is_empty());
         assert_eq!(registry.dropped(), 0);
     }
 
     #[test]
-    fn what_is_retired_takes_nothing_of_another_s_with_it() {
+    fn what_is_no_more_takes_nothing_of_another_s_with_it() {
         let registry = Registry::default();
         registry.limit("server.queue_max", "data", 1, "503");
-        registry.limit("upstream.concurrency_max", "data", 1, "wait");
-        registry.retire("upstream", "data");
-        let left: Vec<_> = registry.gather().1.iter().map(|limit| limit.name).collect();
-        assert_eq!(left, ["server.queue_max"]);
+        registry.limit("upstream.waiting_max", "data", 1, "wait");
+        registry.limit("upstream.waiting_max", "stays", 1, "wait");
+        registry.limit("events.history_max", "", 1, "oldest dropped");
+        registry.keep_only("upstream", &["stays"]);
+        let (_, left) = registry.gather();
+        let left: Vec<_> = left.iter().map(|limit| (limit.name, &*limit.owner)).collect();
+        let expected = [
+            ("server.queue_max", "data"),
+            ("upstream.waiting_max", "stays"),
+            ("events.history_max", ""),
+        ];
+        assert_eq!(left, expected);
+    }
+
+    #[test]
+    fn what_is_no_more_does_not_come_back_by_a_late_count() {
+        let registry = Registry::default();
+        let count = |name: &str, route| {
+            registry.counter("a_total", "A.", &[("upstream", name), ("route", route)]).inc();
+            registry.limit("upstream.waiting_max", name, 1, "wait").refuse();
+        };
+        let series = || registry.gather().0.iter().map(|f| f.series.len()).sum::<usize>();
+        count("gone", "/");
+        count("stays", "/");
+        registry.keep_only("upstream", &["stays"]);
+        count("gone", "/");
+        count("gone", "/late");
+        assert_eq!((series(), registry.gather().1.len()), (1, 1));
+        // A label of the same name is governed wherever it stands; others are free.
+        registry.counter("b_total", "B.", &[("key", "gone")]).inc();
+        assert_eq!(series(), 2);
+        // It is back when it is declared again, with a count that begins again.
+        registry.keep_only("upstream", &["stays", "gone"]);
+        count("gone", "/");
+        assert_eq!((series(), registry.gather().1.len(), registry.dropped()), (3, 2, 0));
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::base::error::Error;
 use crate::base::metrics::{Counter, Registry};
-use crate::config::{self, Fault, Loaded};
+use crate::config::{self, Config, Fault, Loaded};
 use crate::gateway::state::State;
 use crate::observe::log::ReconfigureError;
 
@@ -29,6 +29,13 @@ pub(super) fn register(registry: &Registry) {
     for outcome in ["ok", "refused"] {
         reloads(registry, outcome);
     }
+}
+
+/// Exports series of the upstreams of these configurations, and of no others.
+pub(super) fn export(registry: &Registry, configs: &[&Config]) {
+    let upstreams = configs.iter().flat_map(|config| &config.upstreams);
+    let names: Vec<&str> = upstreams.map(|upstream| upstream.name.as_str()).collect();
+    registry.keep_only("upstream", &names);
 }
 
 impl Running {
@@ -63,7 +70,31 @@ impl Running {
             return Err(Refused::Restart(restart));
         }
         let config = Arc::new(config);
-        let state = State::build(Arc::clone(&config), &self.links).map_err(Refused::Build)?;
+        export(&self.registry, &[&self.config, &config]);
+        let built = self.build(&config);
+        let state = match built {
+            Ok(state) => state,
+            Err(refused) => {
+                // What the refused configuration registered goes, and its bounds with it.
+                self.links.adopt(self.gateway.state().links());
+                export(&self.registry, &[&self.config]);
+                return Err(refused);
+            }
+        };
+        // Nothing below can fail.
+        tell_descriptors(&config, self.descriptors);
+        self.data.reconfigure(self.data_settings(&config));
+        self.links.adopt(state.links());
+        self.gateway.reconfigure(state);
+        self.catalog.reconfigure(&config);
+        export(&self.registry, &[&config]);
+        self.config = config;
+        Ok(warnings)
+    }
+
+    /// What can fail of a reload.
+    fn build(&self, config: &Arc<Config>) -> Result<State, Refused> {
+        let state = State::build(Arc::clone(config), &self.links).map_err(Refused::Build)?;
         if config.log != self.config.log {
             match self.log.reconfigure(&config.log) {
                 Ok(()) => {}
@@ -72,18 +103,7 @@ impl Running {
                 Err(pending) => log::warn!(error:% = pending; "log_reconfigure_pending"),
             }
         }
-        // Nothing below can fail.
-        tell_descriptors(&config, self.descriptors);
-        self.data.reconfigure(self.data_settings(&config));
-        self.gateway.reconfigure(state);
-        self.catalog.reconfigure(&config);
-        for upstream in &self.config.upstreams {
-            if config.upstream(&upstream.name).is_none() {
-                self.registry.retire("upstream", &upstream.name);
-            }
-        }
-        self.config = config;
-        Ok(warnings)
+        Ok(state)
     }
 }
 

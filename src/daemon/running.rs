@@ -116,7 +116,9 @@ impl Running {
         let catalog = Catalog::start(&config, Arc::clone(&resolver), &registry);
         let links = Arc::new(Links::new(Arc::clone(&registry), resolver));
         let calls = Calls::new();
+        reload::export(&registry, &[&config]);
         let state = State::build(Arc::clone(&config), &links)?;
+        links.adopt(state.links());
         let metrics = Metrics::new(Arc::clone(&registry));
         let gateway = Gateway::new(state, metrics, Arc::clone(&calls), Arc::clone(&catalog));
 

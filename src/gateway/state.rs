@@ -29,8 +29,9 @@ pub struct State {
 pub type Chain = Arc<[(Arc<Link>, Target)]>;
 
 impl State {
-    /// Builds the state of `config`. Links to upstreams whose address and key did not change are
-    /// taken over with their connections and permits.
+    /// Builds the state of `config`. Links to upstreams whose address did not change have the
+    /// connections and permits that there are. Nothing is in force before `links` adopts
+    /// [`State::links`].
     ///
     /// # Errors
     /// When an upstream cannot be set up (its CA file cannot be read).
@@ -48,6 +49,11 @@ impl State {
             state.chains.insert(model.name.clone(), chain);
         }
         Ok(state)
+    }
+
+    /// The links to its upstreams, by name.
+    pub fn links(&self) -> &HashMap<String, Arc<Link>> {
+        &self.links
     }
 
     /// Whom to ask for `model`.

@@ -116,11 +116,12 @@ impl Links {
         Links { registry, resolver, known: Locked::new(Rank::Catalog, HashMap::new()) }
     }
 
-    /// The links of a configuration, bounded by it; they replace those there were. A link whose
-    /// address, proxy and roots did not change keeps its connections, permits and budget.
+    /// The links of a configuration, bounded by it. A link whose address, proxy and roots did not
+    /// change has the connections, permits and budget of the one there was. Nothing changes until
+    /// they are taken over with [`Links::adopt`].
     ///
     /// # Errors
-    /// When an upstream's CA file cannot be used. Then nothing changes.
+    /// When an upstream's CA file cannot be used.
     pub fn build(&self, upstreams: &[Arc<Upstream>]) -> Result<HashMap<String, Arc<Link>>> {
         let known = self.known.with(|known| known.clone());
         let mut links = HashMap::with_capacity(upstreams.len());
@@ -128,15 +129,21 @@ impl Links {
             let old = known.get(&settings.name);
             links.insert(settings.name.clone(), Arc::new(self.link(settings, old)?));
         }
-        // Only now, when nothing can fail any more, do the shared bounds change.
+        Ok(links)
+    }
+
+    /// Makes these the links there are, with their bounds, now that nothing can fail any more.
+    pub fn adopt(&self, links: &HashMap<String, Arc<Link>>) {
         for link in links.values() {
             link.permits.waiting().set_max(link.settings.waiting_max as u64);
             link.permits.set_max(link.settings.concurrency_max as u64);
+            if let Some(pool) = &link.pool {
+                pool.show_max();
+            }
         }
         let replaced = self.known.with(|known| std::mem::replace(known, links.clone()));
         // Closes connections of links that are gone, outside the lock.
         drop(replaced);
-        Ok(links)
     }
 
     /// Closes connections that were idle for long.

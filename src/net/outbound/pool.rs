@@ -170,6 +170,12 @@ impl Pool {
         drop(old);
     }
 
+    /// Makes its bound the one that is shown: a pool that was made for a configuration which was
+    /// then refused has left its own there.
+    pub fn show_max(&self) {
+        self.shared.limit.set_max(self.shared.idle_max as u64);
+    }
+
     /// How many idle connections there are.
     pub fn idle(&self) -> usize {
         self.shared.state.with(|state| state.idle.len())
