@@ -20,4 +20,5 @@ mod serve;
 pub mod service;
 pub mod settings;
 pub mod turn;
+mod unsent;
 mod workers;

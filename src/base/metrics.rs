@@ -191,6 +191,13 @@ impl Lease {
         }
     }
 
+    /// Gives a part back, so that at most `amount` is taken.
+    pub fn shrink_to(&mut self, amount: u64) {
+        let less = self.amount.saturating_sub(amount);
+        self.limit.now.fetch_sub(less, Relaxed);
+        self.amount -= less;
+    }
+
     /// How much is taken.
     pub fn amount(&self) -> u64 {
         self.amount
@@ -483,7 +490,11 @@ mod tests {
         assert!(limit.try_take(u64::MAX).is_none(), "no overflow");
         drop(second);
         assert_eq!(limit.now(), 0);
-        assert!(limit.try_take(2).is_some());
+        let mut third = limit.try_take(2).unwrap();
+        third.shrink_to(3);
+        assert_eq!(limit.now(), 2, "it does not grow");
+        third.shrink_to(1);
+        assert_eq!((third.amount(), limit.now()), (1, 1));
     }
 
     #[test]

@@ -94,6 +94,7 @@ fn server(raw: &Raw, report: &mut Report) -> Server {
         head_timeout: s.head_timeout.0,
         body_max: bytes(body_max),
         bodies_total_max: bytes(s.bodies_total_max),
+        answers_total_max: bytes(s.answers_total_max),
         body_rate_min: bytes(Size(s.body_rate_min.0)),
         body_timeout: s.body_timeout.0,
         keepalive_timeout: s.keepalive_timeout.0,

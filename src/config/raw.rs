@@ -128,6 +128,11 @@ pub struct RawServer {
     #[schemars(extend("x-min" = "1KiB", "x-max" = "64GiB", "x-at-limit" = "503 with Retry-After"))]
     pub bodies_total_max: Size,
 
+    /// What slow clients have not taken yet of their whole answers, together. Of an answer that is
+    /// ready a client has everything within `request_timeout`, or is closed.
+    #[schemars(extend("x-min" = "1KiB", "x-max" = "64GiB", "x-at-limit" = "whoever took nothing for longest is closed"))]
+    pub answers_total_max: Size,
+
     /// The least rate at which a body must come, judged after its first five seconds; 0 turns this
     /// off.
     #[schemars(extend("x-min" = "0B/s", "x-max" = "1GiB/s", "x-at-limit" = "408"))]
@@ -203,6 +208,7 @@ impl Default for RawServer {
             head_timeout: Span::seconds(10),
             body_max: Size::mib(32),
             bodies_total_max: Size::mib(256),
+            answers_total_max: Size::mib(256),
             body_rate_min: Rate(1024),
             body_timeout: Span::seconds(60),
             keepalive_timeout: Span::seconds(75),

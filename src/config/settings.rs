@@ -45,6 +45,7 @@ pub struct Server {
     pub head_timeout: Duration,
     pub body_max: usize,
     pub bodies_total_max: usize,
+    pub answers_total_max: usize,
     pub body_rate_min: usize,
     pub body_timeout: Duration,
     pub keepalive_timeout: Duration,

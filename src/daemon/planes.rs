@@ -11,6 +11,9 @@ const OPS_WORKERS: usize = 2;
 const OPS_CONNECTIONS_MAX: usize = 64;
 const OPS_QUEUE_MAX: usize = 64;
 const OPS_BODY_MAX: u64 = 64 * 1024;
+/// A page of metrics has less than 1 MiB.
+const OPS_ANSWERS_MAX: u64 = 32 * 1024 * 1024;
+const OPS_ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 const OPS_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Most threads that bring flowing streams on: one a core, up to here.
@@ -45,6 +48,8 @@ pub fn data(server: &Server, connections: usize) -> Settings {
         connections_per_address_max: server.connections_per_address_max,
         trusted_proxies: server.trusted_proxies.clone(),
         bodies_total_max: server.bodies_total_max as u64,
+        answers_total_max: server.answers_total_max as u64,
+        request_timeout: server.request_timeout,
         exchanges_max: server.exchanges_max,
         waiting_max: server.waiting_max,
     }
@@ -75,6 +80,8 @@ pub fn ops() -> Settings {
         connections_per_address_max: 0,
         trusted_proxies: Vec::new(),
         bodies_total_max: OPS_BODY_MAX,
+        answers_total_max: OPS_ANSWERS_MAX,
+        request_timeout: OPS_ANSWER_TIMEOUT,
         exchanges_max: 1,
         waiting_max: 1,
     }

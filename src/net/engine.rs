@@ -50,12 +50,14 @@ pub struct Shared {
     pub(super) connections: Arc<Limit>,
     pub(super) per_address: Arc<Limit>,
     pub(super) bodies: Arc<Limit>,
+    pub(super) answers: Arc<Limit>,
     pub(super) queued: Arc<Limit>,
     pub(super) parked: Arc<Limit>,
     pub(super) accepted: Arc<Counter>,
     pub(super) accept_errors: Arc<Counter>,
     pub(super) evicted: Arc<Counter>,
     pub(super) stalled: Arc<Counter>,
+    pub(super) answers_cut: Arc<Counter>,
     pub(super) panics: Arc<Counter>,
     pumps: Vec<Arc<PumpInbox>>,
     next_pump: AtomicUsize,
@@ -156,6 +158,7 @@ impl Engine {
         self.shared.connections.set_max(settings.connections_max as u64);
         self.shared.per_address.set_max(settings.connections_per_address_max as u64);
         self.shared.bodies.set_max(settings.bodies_total_max);
+        self.shared.answers.set_max(settings.answers_total_max);
         self.shared.exchanges.waiting().set_max(settings.waiting_max as u64);
         // First the threads: more permits wake waiters at once.
         self.shared.workers.set_exchanges_max(settings.exchanges_max);
@@ -261,6 +264,12 @@ fn shared(
             settings.bodies_total_max,
             "503 bodies_full",
         ),
+        answers: registry.limit(
+            "server.answers_total_max",
+            owner,
+            settings.answers_total_max,
+            "close the client that has taken nothing for longest, else the newcomer",
+        ),
         queued: limit("server.queue_max", fixed.queue_max, "503 queue_full"),
         parked: limit("parked", settings.connections_max, "bounded by server.connections_max"),
         accepted: counter("tidegate_connections_accepted_total", "Connections accepted."),
@@ -274,7 +283,12 @@ fn shared(
         ),
         stalled: counter(
             "tidegate_connections_stalled_total",
-            "Connections closed because the client did not read for server.write_timeout.",
+            "Connections closed because the client did not read for server.write_timeout, or did \
+             not have its answer within server.request_timeout.",
+        ),
+        answers_cut: counter(
+            "tidegate_answers_cut_total",
+            "Answers cut because clients held server.answers_total_max of unsent bytes.",
         ),
         panics: counter("tidegate_panics_total", "Panics in handlers; each was answered with 500."),
         settings: ArcSwap::from_pointee(settings),

@@ -26,6 +26,7 @@ use super::intake::{Advance, Refusal};
 use super::respond;
 use super::service::{GiveUp, Job, Wait};
 use super::settings::{LINGER_BYTES_MAX, LINGER_TIMEOUT, PARK_READ_BYTES_MAX};
+use super::unsent::{Sent, Unsent};
 use super::workers::{Task, Work};
 use crate::base::clock;
 use crate::base::error::{Error, Kind};
@@ -42,6 +43,9 @@ const EVICT_LOOKS_MAX: usize = 16;
 
 /// Accepted sockets taken between two looks at the rest.
 const ACCEPTED_AT_ONCE_MAX: usize = 64;
+
+/// How long a client must have taken nothing of its answer before that makes room for another one.
+const ANSWER_REST_MIN: Duration = Duration::from_secs(1);
 
 /// The longest sleep: the heartbeat's interval.
 const SLEEP_MAX: Duration = Duration::from_secs(1);
@@ -80,7 +84,7 @@ pub struct Accepted {
 
 enum State {
     Next,
-    Flush { out: Vec<u8>, sent: usize, close: bool, since: Instant },
+    Flush(Unsent),
     Linger { discarded: usize, since: Instant },
     Wait { job: Box<dyn Job>, _ticket: Ticket },
 }
@@ -313,17 +317,10 @@ impl Park {
         match &mut entry.state {
             State::Next => self.read_on(index, now),
             State::Linger { .. } => self.discard(index),
-            State::Flush { .. } if event.is_error() || event.is_write_closed() => {
+            State::Flush(_) if event.is_error() || event.is_write_closed() => {
                 self.remove(index);
             }
-            State::Flush { .. } => {
-                if let Some(entry) = self.remove(index)
-                    && let State::Flush { mut out, sent, close, since } = entry.state
-                {
-                    out.drain(..sent);
-                    self.flush_since(entry.conn, out, close, since, now);
-                }
-            }
+            State::Flush(_) => self.send_on(index, now),
             State::Wait { .. } if event.is_read_closed() || event.is_error() => {
                 self.client_left(index);
             }
@@ -448,20 +445,9 @@ impl Park {
                     self.refuse(entry.conn, *refusal, now);
                 }
             }
-            State::Flush { out, sent, .. } => {
-                // The kernel only tells of a good part of its buffer, which a slow client may not
-                // have taken yet although it takes some all the time.
-                let more = entry.conn.send_now(&out[*sent..]).unwrap_or(0);
-                *sent += more;
-                let Some(entry) = self.remove(index) else { return };
-                match entry.state {
-                    State::Flush { mut out, sent, close, .. } if more > 0 => {
-                        out.drain(..sent);
-                        self.flush(entry.conn, out, close, now);
-                    }
-                    _ => self.shared.stalled.inc(),
-                }
-            }
+            // The kernel only tells of a good part of its buffer, which a slow client may not have
+            // taken yet although it takes some all the time.
+            State::Flush(_) => self.send_on(index, now),
             State::Linger { .. } => {
                 self.remove(index);
             }
@@ -532,45 +518,91 @@ impl Park {
         self.flush(conn, out, !keep_alive, now);
     }
 
+    /// Sends what the socket takes; waits for the rest while there is progress, and not past
+    /// `server.request_timeout`.
     fn flush(&mut self, conn: Box<ClientConn>, out: Vec<u8>, close: bool, now: Instant) {
-        self.flush_since(conn, out, close, now, now);
+        let end_by = now + self.shared.settings.load().request_timeout;
+        let mut unsent = Unsent::new(out, close, now, end_by);
+        match unsent.send(&conn, now) {
+            Ok(Sent::All) => self.answered(conn, close, now),
+            Ok(Sent::Rest) => self.hold(conn, unsent, now),
+            Err(_) => {}
+        }
     }
 
-    /// Sends what the socket takes; waits for the rest while there is progress.
-    fn flush_since(
-        &mut self,
-        conn: Box<ClientConn>,
-        out: Vec<u8>,
-        close: bool,
-        since: Instant,
-        now: Instant,
-    ) {
-        let mut sent = 0;
-        while sent < out.len() {
-            match conn.send_now(&out[sent..]) {
-                Ok(0) => break,
-                Ok(n) => sent += n,
-                Err(_) => return,
-            }
+    /// Keeps the rest of an answer, if there is memory for it.
+    fn hold(&mut self, conn: Box<ClientConn>, mut unsent: Unsent, now: Instant) {
+        let bytes = unsent.len() as u64;
+        let mut held = self.shared.answers.try_take(bytes);
+        while held.is_none() && self.give_up_an_answer(now) {
+            held = self.shared.answers.try_take(bytes);
         }
-        if sent == out.len() {
-            if close {
-                conn.shut_write();
-                self.linger(conn, now);
-            } else {
-                // Read in the next round, not here: a client that sends one request after another
-                // that is refused would take this thread, and its stack, for itself.
-                let index = self.insert(conn, State::Next);
-                self.rest(index, now);
-                self.again.push(index);
-            }
+        let Some(held) = held else {
+            self.shared.answers_cut.inc();
             return;
-        }
-        let since = if sent > 0 { now } else { since };
-        let deadline = since + self.shared.settings.load().write_timeout;
-        let index = self.insert(conn, State::Flush { out, sent, close, since });
+        };
+        unsent.hold(held);
+        let deadline = unsent.deadline(self.shared.settings.load().write_timeout);
+        let index = self.insert(conn, State::Flush(unsent));
         self.watch(index, Interest::WRITABLE);
         self.set_timer(index, Some(deadline));
+    }
+
+    /// Closes the connection whose client has taken nothing for longest, to make room for another
+    /// answer. False when there is none that stands still.
+    fn give_up_an_answer(&mut self, now: Instant) -> bool {
+        let entries = self.entries.iter().enumerate();
+        let waiting = entries.filter_map(|(index, entry)| match &entry.as_ref()?.state {
+            State::Flush(unsent) => Some((unsent.moved(), index)),
+            _ => None,
+        });
+        let Some((moved, index)) = waiting.min() else { return false };
+        if now.saturating_duration_since(moved) < ANSWER_REST_MIN {
+            return false;
+        }
+        self.shared.answers_cut.inc();
+        self.remove(index);
+        true
+    }
+
+    /// Goes on with an answer that was held.
+    fn send_on(&mut self, index: usize, now: Instant) {
+        let Some(Some(entry)) = self.entries.get_mut(index) else { return };
+        let State::Flush(unsent) = &mut entry.state else { return };
+        let write_timeout = self.shared.settings.load().write_timeout;
+        match unsent.send(&entry.conn, now) {
+            Ok(Sent::Rest) if unsent.late(write_timeout, now) => {
+                self.shared.stalled.inc();
+                self.remove(index);
+            }
+            Ok(Sent::Rest) => {
+                let deadline = unsent.deadline(write_timeout);
+                self.set_timer(index, Some(deadline));
+            }
+            Ok(Sent::All) => {
+                let close = unsent.close;
+                if let Some(entry) = self.remove(index) {
+                    self.answered(entry.conn, close, now);
+                }
+            }
+            Err(_) => {
+                self.remove(index);
+            }
+        }
+    }
+
+    /// The client has its answer, or the kernel for it.
+    fn answered(&mut self, conn: Box<ClientConn>, close: bool, now: Instant) {
+        if close {
+            conn.shut_write();
+            self.linger(conn, now);
+        } else {
+            // Read in the next round, not here: a client that sends one request after another
+            // that is refused would take this thread, and its stack, for itself.
+            let index = self.insert(conn, State::Next);
+            self.rest(index, now);
+            self.again.push(index);
+        }
     }
 
     fn linger(&mut self, conn: Box<ClientConn>, now: Instant) {

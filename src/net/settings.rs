@@ -21,6 +21,8 @@ pub struct Settings {
     pub connections_per_address_max: usize,
     pub trusted_proxies: Vec<IpAddr>,
     pub bodies_total_max: u64,
+    pub answers_total_max: u64,
+    pub request_timeout: Duration,
     pub exchanges_max: usize,
     pub waiting_max: usize,
 }

@@ -210,6 +210,7 @@ impl Service for Hello {
                 Step::Flow { flow: Box::new(flow), bytes: 0 }
             }
             "/big" => Step::Respond(Response::text(200, vec![b'x'; 8 << 20])),
+            "/huge" => Step::Respond(Response::text(200, vec![b'x'; 64 << 20])),
             _ => Step::Respond(Response::text(200, request.body)),
         }
     }
@@ -232,6 +233,8 @@ fn settings() -> Settings {
         connections_per_address_max: 0,
         trusted_proxies: Vec::new(),
         bodies_total_max: 1 << 20,
+        answers_total_max: 256 << 20,
+        request_timeout: Duration::from_secs(60),
         exchanges_max: 4,
         waiting_max: 4,
     }
@@ -551,4 +554,55 @@ fn a_client_that_reads_slowly_but_steadily_gets_everything() {
         std::thread::sleep(Duration::from_millis(10));
     }
     assert!(all > 8 << 20, "cut after {all} bytes");
+}
+
+#[test]
+fn a_whole_answer_is_not_sent_for_longer_than_a_request_may_take() {
+    let running = start();
+    let engine = running.engine.as_ref().unwrap();
+    engine.reconfigure(Settings { request_timeout: Duration::from_millis(700), ..settings() });
+    let mut slow = running.connect();
+    slow.write_all(b"GET /huge HTTP/1.1\r\nhost: x\r\n\r\n").unwrap();
+    let mut bytes = [0; 16 * 1024];
+    let began = clock::now();
+    while running.now("server.connections_max") > 0 {
+        // At this pace the whole of it takes far longer, whatever the kernel's buffers hold.
+        let _ = slow.read(&mut bytes).unwrap();
+        std::thread::sleep(Duration::from_millis(20));
+        assert!(clock::now() - began < Duration::from_secs(30), "it is sent for ever");
+    }
+    assert_eq!(running.now("server.answers_total_max"), 0);
+}
+
+#[test]
+fn unsent_answers_are_bounded_and_whoever_stands_still_makes_room() {
+    let running = start();
+    let engine = running.engine.as_ref().unwrap();
+    let write_timeout = Duration::from_secs(60);
+    engine.reconfigure(Settings { answers_total_max: 100 << 20, write_timeout, ..settings() });
+    let ask = b"GET /huge HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
+    let mut still = running.connect();
+    still.write_all(ask).unwrap();
+    while running.now("server.answers_total_max") == 0 {
+        std::thread::yield_now();
+    }
+    // One that has just come in the way of another that still moves is cut itself; but not for ever.
+    loop {
+        let mut reader = running.connect();
+        reader.write_all(ask).unwrap();
+        let mut all = Vec::new();
+        // A cut may show as a reset.
+        let _ = reader.read_to_end(&mut all);
+        if all.len() > 64 << 20 {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    let mut all = Vec::new();
+    let _ = still.read_to_end(&mut all);
+    assert!(all.len() < 64 << 20, "it stood still, and was not cut");
+    let (_, limits) = running.registry.gather();
+    let answers = limits.iter().find(|l| l.name == "server.answers_total_max").unwrap();
+    assert!(answers.limit.high_water() <= 100 << 20);
+    assert!(answers.limit.refused() > 0);
 }
