@@ -1,5 +1,6 @@
 //! Primitives that every room may use: time, locks, threads, limits, counters, ids, errors.
 
+pub mod bounded;
 pub mod clock;
 pub mod error;
 pub mod events;

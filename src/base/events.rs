@@ -2,16 +2,16 @@
 //! that could not be watched. Each event is one log line, one count, and one entry of a short
 //! history that the ops plane shows. Requests are no events; they have their access lines.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::SystemTime;
 
 use log::Level;
 
+use super::bounded;
 use super::clock;
 use super::lock::{Locked, Rank};
 use super::logsite::LogSite;
-use super::metrics::{Counter, Limit, Registry};
+use super::metrics::{Counter, Registry};
 
 /// Most events kept. Past it: the oldest is dropped.
 pub const HISTORY_MAX: usize = 256;
@@ -45,13 +45,12 @@ pub struct Event {
 pub struct Events {
     registry: Arc<Registry>,
     history: Locked<History>,
-    limit: Arc<Limit>,
     kinds: Locked<Vec<Arc<Seen>>>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct History {
-    events: VecDeque<Event>,
+    events: bounded::History<Event>,
     last: u64,
 }
 
@@ -69,8 +68,10 @@ impl Events {
         let limit = registry.limit("events.history_max", "", HISTORY_MAX as u64, "oldest dropped");
         Arc::new(Events {
             registry,
-            history: Locked::new(Rank::Leaf, History::default()),
-            limit,
+            history: Locked::new(
+                Rank::Leaf,
+                History { events: bounded::History::new(limit), last: 0 },
+            ),
             kinds: Locked::new(Rank::Leaf, Vec::new()),
         })
     }
@@ -95,18 +96,12 @@ impl Events {
         let at = clock::wall();
         let subject = subject.to_owned();
         let oldest = self.history.with(|history| {
-            let full = history.events.len() >= HISTORY_MAX;
-            let oldest = if full { history.events.pop_front() } else { None };
             history.last += 1;
             let number = history.last;
-            history.events.push_back(Event { number, at, level, kind, subject, detail });
-            self.limit.set_now(history.events.len() as u64);
-            oldest
+            history.events.push(Event { number, at, level, kind, subject, detail })
         });
-        // Freed here, outside the lock.
-        if oldest.is_some() {
-            self.limit.refuse();
-        }
+        // Its texts are freed outside the lock.
+        drop(oldest);
     }
 
     /// The history, oldest first.

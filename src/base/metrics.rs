@@ -10,6 +10,9 @@ use super::lock::{Locked, Rank};
 /// `tidegate_metric_series_dropped_total` counts them. (OpenClaw's cap, `peers.md` 5.5.)
 pub const SERIES_MAX: usize = 2048;
 
+/// The name of that limit.
+const OWN_LIMIT: &str = "metrics.series_max";
+
 /// Buckets of latency histograms, in seconds.
 pub const LATENCY_BOUNDS: &[f64] = &[
     0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5,
@@ -139,6 +142,26 @@ impl Limit {
         self.high_water.fetch_max(now, Relaxed);
     }
 
+    /// For containers that share a limit, or are replaced: one that was `before` large is `after`.
+    pub(super) fn change(&self, before: u64, after: u64) {
+        if after > before {
+            let more = after - before;
+            let now = self.now.fetch_add(more, Relaxed) + more;
+            self.high_water.fetch_max(now, Relaxed);
+        } else if after < before {
+            self.now.fetch_sub(before - after, Relaxed);
+        }
+    }
+
+    /// For a bound on each thing and not on all together: one of this size came.
+    #[inline]
+    pub fn saw(&self, size: u64) {
+        // Nearly always the largest is known already, and nothing is written.
+        if size > self.high_water.load(Relaxed) {
+            self.high_water.fetch_max(size, Relaxed);
+        }
+    }
+
     /// Counts a refusal by a container that enforces the limit itself.
     pub fn refuse(&self) {
         self.refused.fetch_add(1, Relaxed);
@@ -265,6 +288,9 @@ pub struct NamedLimit {
     pub owner: String,
     /// What it counts.
     pub unit: Unit,
+    /// Whether it bounds each thing (a request's head) and not all of them together: then there is
+    /// no `now`, and the high water is the largest one that was taken.
+    pub each: bool,
     /// What happens at the limit.
     pub consequence: &'static str,
     /// The limit itself.
@@ -300,14 +326,15 @@ fn limit_kept(kept: &Kept, name: &str, owner: &str) -> bool {
 #[derive(Debug)]
 pub struct Registry {
     inner: Locked<Families>,
-    dropped: Counter,
+    /// The limit on series; its refusals are the series that were dropped.
+    own: Arc<Limit>,
 }
 
 impl Default for Registry {
     fn default() -> Self {
         Registry {
             inner: Locked::new(Rank::Metrics, Families::default()),
-            dropped: Counter::default(),
+            own: Limit::detached(SERIES_MAX as u64),
         }
     }
 }
@@ -376,26 +403,41 @@ impl Registry {
         max: u64,
         consequence: &'static str,
     ) -> Arc<Limit> {
+        let limit = Limit::detached(max);
+        let owner = owner.to_owned();
+        self.named(NamedLimit { name, owner, unit, each: false, consequence, limit })
+    }
+
+    /// Registers a limit on each thing of a kind, which is told of them with [`Limit::saw`].
+    pub fn limit_each(
+        &self,
+        unit: Unit,
+        name: &'static str,
+        owner: &str,
+        max: u64,
+        consequence: &'static str,
+    ) -> Arc<Limit> {
+        let limit = Limit::detached(max);
+        let owner = owner.to_owned();
+        self.named(NamedLimit { name, owner, unit, each: true, consequence, limit })
+    }
+
+    /// Registers a limit, unless it is known: then that one gets the new bound.
+    fn named(&self, named: NamedLimit) -> Arc<Limit> {
         self.inner.with(|inner| {
-            let known = inner.limits.iter().find(|l| l.name == name && l.owner == owner);
-            if let Some(known) = known {
-                known.limit.set_max(max);
+            let known = |l: &&NamedLimit| l.name == named.name && l.owner == named.owner;
+            if let Some(known) = inner.limits.iter().find(known) {
+                known.limit.set_max(named.limit.max());
                 return Arc::clone(&known.limit);
             }
-            let limit = Limit::detached(max);
-            if !limit_kept(&inner.kept, name, owner) {
+            let limit = Arc::clone(&named.limit);
+            if !limit_kept(&inner.kept, named.name, &named.owner) {
                 // Of something that is no more.
             } else if inner.series >= SERIES_MAX {
-                self.dropped.inc();
+                self.own.refuse();
             } else {
                 inner.series += 1;
-                inner.limits.push(NamedLimit {
-                    name,
-                    owner: owner.to_owned(),
-                    unit,
-                    consequence,
-                    limit: Arc::clone(&limit),
-                });
+                inner.limits.push(named);
             }
             limit
         })
@@ -403,7 +445,22 @@ impl Registry {
 
     /// A copy of the families and limits, for exposition.
     pub fn gather(&self) -> (Vec<Family>, Vec<NamedLimit>) {
-        self.inner.with(|inner| (inner.families.clone(), inner.limits.clone()))
+        (self.inner.with(|inner| inner.families.clone()), self.limits())
+    }
+
+    /// A copy of the limits. The last one is the registry's own.
+    pub fn limits(&self) -> Vec<NamedLimit> {
+        let (mut limits, series) = self.inner.with(|inner| (inner.limits.clone(), inner.series));
+        self.own.set_now(series as u64);
+        limits.push(NamedLimit {
+            name: OWN_LIMIT,
+            owner: String::new(),
+            unit: Unit::Entries,
+            each: false,
+            consequence: "new series are counted but not shown",
+            limit: Arc::clone(&self.own),
+        });
+        limits
     }
 
     /// Says whose series with this label are exported from now on: those of `values` only. What
@@ -432,7 +489,7 @@ impl Registry {
     /// Series that were not exported because there were too many, or because their name is taken by
     /// another type.
     pub fn dropped(&self) -> u64 {
-        self.dropped.value()
+        self.own.refused()
     }
 
     fn series(
@@ -463,7 +520,7 @@ impl Registry {
             if !labels.iter().all(|(label, value)| label_kept(&inner.kept, label, value)) {
                 // Of something that is no more.
             } else if inner.series >= SERIES_MAX || !family.series.first().is_none_or(same_kind) {
-                self.dropped.inc();
+                self.own.refuse();
             } else {
                 inner.series += 1;
                 let labels = labels.iter().map(|(k, v)| (*k, (*v).to_owned())).collect();
@@ -532,7 +589,8 @@ mod tests {
         }
         registry.keep_only("upstream", &[]);
         let (families, limits) = registry.gather();
-        assert!(families.iter().all(|family| family.series.is_empty()) && limits.is_empty());
+        assert!(families.iter().all(|family| family.series.is_empty()));
+        assert_eq!(limits.iter().map(|limit| limit.name).collect::<Vec<_>>(), [OWN_LIMIT]);
         assert_eq!(registry.dropped(), 0);
     }
 
@@ -550,6 +608,7 @@ mod tests {
             ("server.queue_max", "data"),
             ("upstream.waiting_max", "stays"),
             ("events.history_max", ""),
+            (OWN_LIMIT, ""),
         ];
         assert_eq!(left, expected);
     }
@@ -567,14 +626,14 @@ mod tests {
         registry.keep_only("upstream", &["stays"]);
         count("gone", "/");
         count("gone", "/late");
-        assert_eq!((series(), registry.gather().1.len()), (1, 1));
+        assert_eq!((series(), registry.limits().len()), (1, 2));
         // A label of the same name is governed wherever it stands; others are free.
         registry.counter("b_total", "B.", &[("key", "gone")]).inc();
         assert_eq!(series(), 2);
         // It is back when it is declared again, with a count that begins again.
         registry.keep_only("upstream", &["stays", "gone"]);
         count("gone", "/");
-        assert_eq!((series(), registry.gather().1.len(), registry.dropped()), (3, 2, 0));
+        assert_eq!((series(), registry.limits().len(), registry.dropped()), (3, 3, 0));
     }
 
     #[test]

@@ -10,8 +10,8 @@ use crate::base::exit::Exit;
 /// Show every limit of a running daemon: how much there is now, was at most, and may be
 ///
 /// HIT is how often the limit was met since the daemon started, and the last column what happens
-/// then. A name with a dot after `server`, `upstream` or `log` is that setting of the configuration;
-/// the others are fixed.
+/// then. A name with a * is that setting of the configuration; the others are fixed. A limit
+/// without NOW holds for each thing by itself, and HIGH is the largest one that came.
 #[derive(Debug, Args)]
 pub(super) struct Limits {
     #[command(flatten)]
@@ -40,7 +40,8 @@ fn row(limit: &Value) -> Vec<String> {
     };
     let hit = limit["refused"].as_u64().map_or_else(|| "-".to_owned(), |n| n.to_string());
     let (now, high, max) = (number("now"), number("high_water"), number("max"));
-    vec![word("limit"), word("owner"), now, high, max, hit, word("consequence")]
+    let mark = if limit["setting"].is_string() { "*" } else { "" };
+    vec![word("limit") + mark, word("owner"), now, high, max, hit, word("consequence")]
 }
 
 #[cfg(test)]
@@ -50,7 +51,8 @@ mod tests {
     #[test]
     fn bytes_are_shown_as_sizes_and_counts_as_they_are() {
         let document = serde_json::json!({"limits": [
-            {"limit": "server.body_max", "owner": "data", "unit": "bytes", "now": 0,
+            {"limit": "server.body_max", "owner": "data", "unit": "bytes", "now": null,
+             "setting": "server.body_max",
              "high_water": 2048, "max": 33554432, "refused": 1024, "consequence": "413"},
             {"limit": "log.pending_max", "owner": "", "unit": "entries", "now": 3,
              "high_water": 4, "max": 8192, "refused": 0, "consequence": "dropped"},
@@ -58,8 +60,8 @@ mod tests {
         let text = text(&document);
         let lines: Vec<Vec<&str>> =
             text.lines().map(|line| line.split_whitespace().collect()).collect();
-        let sizes = ["server.body_max", "data", "0", "B", "2.0", "KiB", "32.0", "MiB", "1024"];
-        assert_eq!(lines[1][..9], sizes, "{text}");
+        let sizes = ["server.body_max*", "data", "-", "2.0", "KiB", "32.0", "MiB", "1024"];
+        assert_eq!(lines[1][..8], sizes, "{text}");
         assert_eq!(lines[2], ["log.pending_max", "3", "4", "8192", "0", "dropped"], "{text}");
     }
 }

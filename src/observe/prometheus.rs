@@ -137,7 +137,9 @@ impl Page<'_> {
         }
         for (name, help, kind, read) in columns {
             self.head(name, help, kind);
-            for limit in limits {
+            // Of a bound on each thing there is no `now`.
+            let shown = |limit: &&NamedLimit| !(limit.each && name == "tidegate_limit_now");
+            for limit in limits.iter().filter(shown) {
                 let labels = [("limit", limit.name), ("owner", &*limit.owner)];
                 self.sample(name, &labels, None, read(&limit.limit));
             }

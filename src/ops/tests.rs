@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use serde_json::Value;
+
 use super::*;
 use crate::base::health::Phase;
 use crate::base::metrics::Unit;
@@ -147,18 +149,33 @@ fn limits_are_listed_by_name_with_their_unit_and_consequence() {
     let queue = plane.registry.limit("server.queue_max", "data", 2, "503 queue_full");
     let bytes = Unit::Bytes;
     plane.registry.limit_of(bytes, "server.bodies_total_max", "data", 9, "503 bodies_full");
+    plane.registry.limit("events.max", "", 5, "oldest dropped");
+    plane.registry.limit_each(bytes, "upstream.answer_max", "u", 7, "next in chain").saw(5);
     let _held = queue.try_take(2);
     assert!(queue.try_take(1).is_none());
     let (status, text) = plane.get("/limits");
     assert_eq!(status, 200);
-    let document: serde_json::Value = serde_json::from_str(&text).unwrap();
-    let expected = serde_json::json!({"limits": [
-        {"limit": "server.bodies_total_max", "owner": "data", "unit": "bytes", "now": 0,
-         "high_water": 0, "max": 9, "refused": 0, "consequence": "503 bodies_full"},
-        {"limit": "server.queue_max", "owner": "data", "unit": "entries", "now": 2,
-         "high_water": 2, "max": 2, "refused": 1, "consequence": "503 queue_full"},
-    ]});
-    assert_eq!(document, expected);
+    let document: Value = serde_json::from_str(&text).unwrap();
+    let row = |at: usize| &document["limits"][at];
+    assert_eq!(
+        row(2),
+        &serde_json::json!({
+            "limit": "server.bodies_total_max", "owner": "data",
+            "setting": "server.bodies_total_max", "unit": "bytes", "each": false, "now": 0,
+            "high_water": 0, "max": 9, "refused": 0, "consequence": "503 bodies_full",
+        })
+    );
+    assert_eq!(
+        row(4),
+        &serde_json::json!({
+            "limit": "upstream.answer_max", "owner": "u", "setting": "upstream.answer_max",
+            "unit": "bytes", "each": true, "now": null, "high_water": 5, "max": 7, "refused": 0,
+            "consequence": "next in chain",
+        })
+    );
+    assert_eq!((&row(0)["limit"], &row(0)["setting"]), (&"events.max".into(), &Value::Null));
+    assert_eq!((&row(1)["limit"], &row(1)["now"]), (&"metrics.series_max".into(), &4.into()));
+    assert_eq!((&row(3)["now"], &row(3)["refused"]), (&2.into(), &1.into()));
 }
 
 #[test]
@@ -168,7 +185,7 @@ fn other_paths_and_methods_are_refused_with_what_to_do() {
         let response = plane.ask("GET", target);
         assert_eq!(response.status, 404, "{target}");
         assert_eq!(field(&response, "content-type"), Some("application/problem+json"));
-        let problem: serde_json::Value = serde_json::from_slice(&response.body).unwrap();
+        let problem: Value = serde_json::from_slice(&response.body).unwrap();
         assert_eq!((&problem["status"], &problem["code"]), (&404.into(), &"not_found".into()));
     }
     for method in ["POST", "DELETE", "OPTIONS", "BREW"] {
