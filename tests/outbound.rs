@@ -3,6 +3,8 @@
 
 use std::time::{Duration, Instant};
 
+use rustix::process::Signal;
+
 use crate::support::ask;
 use crate::support::conf::Conf;
 use crate::support::daemon::{Daemon, Start};
@@ -358,4 +360,33 @@ fn names_and_addresses_of_every_kind_are_reached_or_given_up_in_time() {
             );
         }
     }
+}
+
+/// A certificate authority is replaced in its file, as `certbot` and company policies do it.
+#[test]
+fn a_ca_file_that_changed_is_read_again_by_a_reload() {
+    let sandbox = Sandbox::new();
+    let inner = good(Dialect::OpenAi);
+    let secure = Secure::start(inner.addr(), Certificate::Good, false);
+    let other = Secure::start(inner.addr(), Certificate::Good, false);
+    let lines = ca_line(&sandbox, "ca.pem", &other);
+    let url = format!("https://{}/v1", secure.addr());
+    let daemon = Daemon::start(&sandbox, &Conf::new().upstream("u", "openai", &url, &lines));
+    let reload = |secure: &Secure, times: f64| {
+        sandbox.write("ca.pem", secure.ca_pem());
+        daemon.signal(Signal::HUP);
+        let labels = [("outcome", "ok")];
+        assert_eventually!(
+            daemon.metrics().sum("tidegate_config_reloads_total", &labels) == Some(times)
+        );
+    };
+    let status = || daemon.ask(ask::chat(Dialect::OpenAi, "u/x", "hi", false)).status();
+    assert_eq!(status(), 502, "nobody named signed its certificate");
+    reload(&secure, 1.0);
+    assert_eq!(status(), 200);
+    // Nor does a connection from before live on.
+    reload(&other, 2.0);
+    assert_eq!(status(), 502);
+    reload(&secure, 3.0);
+    assert_eq!(status(), 200);
 }

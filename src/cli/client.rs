@@ -105,6 +105,7 @@ fn site(address: SocketAddr) -> Site {
             host: address.ip().to_string(),
             port: address.port(),
             ca_file: None,
+            ca_digest: None,
             proxy: None,
             idle_max: 0,
         },

@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
 
+use sha2::{Digest, Sha256};
+
 use super::fault::shown;
 use super::names::{ECHO, split};
 use super::nearest::nearest;
@@ -259,12 +261,15 @@ fn upstream(
     };
     let url = url_of(&raw.url, "url").filter(|_| kind != UpstreamKind::Echo);
     let proxy = url_of(&raw.proxy, "proxy");
+    let ca = ca_file(raw, &at("ca_file"), site, report);
+    let (ca_file, ca_digest) = ca.unzip();
     Upstream {
         name: raw.name.clone(),
         kind,
         url,
         key: secret::key(raw, place, site, report),
-        ca_file: ca_file(raw, &at("ca_file"), site, report),
+        ca_file,
+        ca_digest,
         proxy,
         connect_timeout: raw.connect_timeout.0,
         first_token_timeout: raw.first_token_timeout.0,
@@ -319,21 +324,25 @@ fn kind_name(kind: UpstreamKind) -> &'static str {
     }
 }
 
+/// The file, and the digest of what is in it.
 fn ca_file(
     raw: &RawUpstream,
     place: &str,
     site: &Site<'_>,
     report: &mut Report,
-) -> Option<PathBuf> {
+) -> Option<(PathBuf, [u8; 32])> {
     let path = site.place(raw.ca_file.as_ref()?);
+    let mut digest = [0; 32];
     match secret::read_small(&path, secret::CA_FILE_BYTES_MAX) {
-        Ok((text, _)) if text.contains("-----BEGIN CERTIFICATE-----") => {}
+        Ok((text, _)) if text.contains("-----BEGIN CERTIFICATE-----") => {
+            digest = Sha256::digest(text.as_bytes()).into();
+        }
         Ok(_) => report.fault(place, "holds no certificate", "name a file in PEM form"),
         Err(why) => {
             report.fault(place, format!("cannot be read: {why}"), "mend the file or its path")
         }
     }
-    Some(path)
+    Some((path, digest))
 }
 
 fn models(raw: &Raw, upstreams: &[Arc<Upstream>], report: &mut Report) -> Vec<Arc<Model>> {

@@ -99,6 +99,8 @@ pub struct Upstream {
     pub key: Option<Secret>,
     /// A PEM file of the only roots to trust for this upstream; else the platform's.
     pub ca_file: Option<PathBuf>,
+    /// SHA-256 of what the file held when it was checked, so that a reload sees another content.
+    pub ca_digest: Option<[u8; 32]>,
     /// `http://host:port` of a proxy (CONNECT for https, absolute form for http).
     pub proxy: Option<BaseUrl>,
     pub connect_timeout: Duration,

@@ -41,6 +41,8 @@ pub struct Origin {
     pub port: u16,
     /// The only certificates trusted to sign the upstream's own (PEM); else the platform's.
     pub ca_file: Option<PathBuf>,
+    /// What was in it: another content makes another origin.
+    pub ca_digest: Option<[u8; 32]>,
     /// The proxy to go through.
     pub proxy: Option<ProxyAddr>,
     /// Most idle connections kept. Past it: the oldest is closed.

@@ -212,6 +212,7 @@ pub fn origin(settings: &Upstream) -> Option<Origin> {
         host: url.host.clone(),
         port: url.port,
         ca_file: settings.ca_file.clone(),
+        ca_digest: settings.ca_digest,
         proxy: settings.proxy.as_ref().map(proxy),
         idle_max: settings.concurrency_max,
     })

@@ -14,6 +14,7 @@ fn origin(port: u16) -> Origin {
         host: "127.0.0.1".to_owned(),
         port,
         ca_file: None,
+        ca_digest: None,
         proxy: None,
         idle_max: 0,
     }

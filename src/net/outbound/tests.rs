@@ -82,6 +82,7 @@ fn origin(address: SocketAddr) -> Origin {
         host: address.ip().to_string(),
         port: address.port(),
         ca_file: None,
+        ca_digest: None,
         proxy: None,
         idle_max: 4,
     }
