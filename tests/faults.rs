@@ -10,7 +10,7 @@ use crate::support::ask;
 use crate::support::conf::Conf;
 use crate::support::daemon::Daemon;
 use crate::support::peers::faults::{self, ANSWER_MAX, Fault};
-use crate::support::peers::{FakeUpstream, Step, answers};
+use crate::support::peers::{FakeUpstream, Gate, Step, answers};
 use crate::support::sandbox::{Sandbox, free_port};
 use crate::support::stream::{Dialect, Stream};
 use crate::support::wire::{Answer, Wire};
@@ -730,4 +730,44 @@ fn the_next_in_the_chain_is_asked_at_the_deadline() {
             "{stream}: {wait:?}"
         );
     }
+}
+
+/// A fallback that could not be asked does not hide why those before it failed.
+#[test]
+fn a_chain_is_told_by_what_went_wrong_and_not_by_a_fallback_that_was_not_asked() {
+    let sandbox = Sandbox::new();
+    let bad = bad(Dialect::OpenAi);
+    let gate = Gate::new();
+    let opener = gate.clone();
+    let held = FakeUpstream::start(Dialect::Ollama, move |call| {
+        if let Some(catalog) = answers::catalog(call) {
+            return catalog;
+        }
+        [vec![Step::Until(gate.clone())], answers::good(call, GOOD_TEXT)].concat()
+    });
+    let conf = Conf::new()
+        .server("waiting_timeout = \"200ms\"")
+        .fake("bad", &bad, "")
+        .fake("held", &held, "concurrency_max = 1")
+        .model("key", "bad/wrongkey", &["held/x"])
+        .model("busy", "held/x", &["bad/wrongkey"]);
+    let daemon = Daemon::start(&sandbox, &conf);
+    // What Ollama has no field for, and so cannot be asked.
+    let mut body = ask::chat_body("key", "hi", false);
+    body["n"] = serde_json::json!(2);
+    let answer = daemon.ask(ask::post("/v1/chat/completions", &body));
+    assert_eq!((answer.status(), answer.code().as_str()), (401, "upstream_key_rejected"));
+    let mut holder = daemon.connect();
+    holder.send(ask::chat(Dialect::OpenAi, "held/x", "holder", false));
+    held.wait_seen("holder");
+    for model in ["key", "busy"] {
+        let answer = daemon.ask(ask::chat(Dialect::OpenAi, model, "hi", false));
+        assert_eq!(
+            (answer.status(), answer.code().as_str()),
+            (401, "upstream_key_rejected"),
+            "{model}"
+        );
+    }
+    opener.open();
+    assert_eq!(holder.answer().unwrap().status(), 200);
 }

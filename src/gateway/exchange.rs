@@ -199,7 +199,7 @@ impl Exchange {
                     return self.end(&mut client);
                 }
                 End::MoveOn(error) => {
-                    self.last_error = Some(error);
+                    self.noted(error);
                     self.at += 1;
                 }
             }
@@ -319,6 +319,15 @@ impl Exchange {
         Step::Respond(self.answer(&error))
     }
 
+    /// A link did not answer. What the client is told is the last cause that says what went wrong:
+    /// that a fallback was busy, or could not have carried the request, does not. The log has all.
+    fn noted(&mut self, error: Error) {
+        let told = self.last_error.as_ref();
+        if told.is_none_or(|told| says_little(told.kind()) || !says_little(error.kind())) {
+            self.last_error = Some(error);
+        }
+    }
+
     fn take_error(&mut self) -> Error {
         let busy = || Error::new(Kind::WaitingTimeout, "every upstream of the chain is busy");
         self.last_error.take().unwrap_or_else(busy)
@@ -424,10 +433,18 @@ impl Job for Exchange {
             self.busy();
             self.waits_for = WaitsFor::Nothing;
             if self.at < self.chain.len() && clock::now() < self.deadline {
-                self.last_error = Some(error);
+                self.noted(error);
                 return GiveUp::GoOn(self);
             }
         }
+        let error = match upstream_busy {
+            // Links before this one may have said what is wrong.
+            true => {
+                self.noted(error);
+                self.take_error()
+            }
+            false => error,
+        };
         // The waiting itself failed: a client may well try again.
         let mut response = errors::response(&error, self.path);
         for (name, value) in std::mem::take(&mut self.fields) {
@@ -437,6 +454,11 @@ impl Job for Exchange {
         self.record.finish(response.status, response.body.len() as u64);
         GiveUp::Respond(response)
     }
+}
+
+/// Whether this is about a link that was not asked.
+fn says_little(kind: Kind) -> bool {
+    matches!(kind, Kind::Unsupported | Kind::WaitingFull | Kind::WaitingTimeout)
 }
 
 /// What ids of answers begin with, as OpenAI's do.
