@@ -113,7 +113,8 @@ impl Running {
         let beat = heartbeats.register("main", MAIN_SILENCE_MAX);
         let board = Arc::new(Board::default());
         let resolver = Arc::new(Resolver::system(&registry));
-        let catalog = Catalog::start(&config, Arc::clone(&resolver), &registry);
+        let beats = Arc::clone(&heartbeats);
+        let catalog = Catalog::start(&config, Arc::clone(&resolver), &registry, beats);
         let links = Arc::new(Links::new(Arc::clone(&registry), resolver));
         let calls = Calls::new();
         reload::export(&registry, &[&config]);

@@ -30,6 +30,7 @@ use self::state::Found;
 use self::threads::{Shared, Threads};
 use crate::base::clock;
 use crate::base::error::{Error, Kind, Phase, Result};
+use crate::base::heartbeat::Heartbeats;
 use crate::base::lock::{self, Locked};
 use crate::base::metrics::Registry;
 use crate::config::settings::Config;
@@ -61,8 +62,13 @@ impl fmt::Debug for Catalog {
 impl Catalog {
     /// A catalog of this configuration's upstreams. Their lists are asked for at once; threads are
     /// started as they are needed.
-    pub fn start(config: &Config, resolver: Arc<Resolver>, registry: &Registry) -> Arc<Self> {
-        let shared = Arc::new(Shared::new(resolver, registry));
+    pub fn start(
+        config: &Config,
+        resolver: Arc<Resolver>,
+        registry: &Registry,
+        heartbeats: Arc<Heartbeats>,
+    ) -> Arc<Self> {
+        let shared = Arc::new(Shared::new(resolver, registry, heartbeats));
         let (threads, ended) = Threads::new();
         let catalog = Arc::new(Catalog { shared, threads, ended });
         catalog.reconfigure(config);

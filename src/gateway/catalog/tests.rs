@@ -25,7 +25,7 @@ fn upstream(name: &str, kind: &str, port: u16) -> String {
 fn start(config: &Config) -> (Arc<Catalog>, Registry) {
     let registry = Registry::default();
     let resolver = Arc::new(Resolver::system(&registry));
-    (Catalog::start(config, resolver, &registry), registry)
+    (Catalog::start(config, resolver, &registry, Arc::default()), registry)
 }
 
 /// An Ollama server with one model.
@@ -348,4 +348,23 @@ fn stopping_leaves_a_connect_that_hangs_behind_at_its_deadline() {
     let begun = clock::now();
     drop(catalog);
     assert!(clock::now() - begun < SECOND, "nor does dropping it wait");
+}
+
+#[test]
+fn its_threads_beat_while_they_ask_and_rest_while_there_is_nothing_to_ask() {
+    let hanging = Peer::start(|_: &Seen| Act::Hang);
+    let registry = Registry::default();
+    let heartbeats = Arc::<Heartbeats>::default();
+    let pulse = || {
+        let pulses = heartbeats.pulses(clock::now());
+        pulses.into_iter().find(|pulse| pulse.name == "catalog-1")
+    };
+    let config = config(&upstream("local", "ollama", hanging.port()));
+    let resolver = Arc::new(Resolver::system(&registry));
+    let catalog = Catalog::start(&config, resolver, &registry, Arc::clone(&heartbeats));
+    eventually("it asks", || pulse().is_some_and(|pulse| pulse.silence.is_some()));
+    assert!(pulse().unwrap().silence_max > FETCH_TIMEOUT, "a question may take that long");
+    eventually("it rests", || pulse().unwrap().silence.is_none());
+    assert_eq!(catalog.stop(clock::now() + SECOND * 5), 0);
+    assert_eq!(pulse(), None, "it ended, and nobody waits for its beat");
 }

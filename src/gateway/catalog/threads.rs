@@ -2,7 +2,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 
@@ -12,14 +12,20 @@ use super::state::{Landed, State, THREADS_MAX};
 use super::{Catalog, FETCH_TIMEOUT};
 use crate::base::clock;
 use crate::base::error::{Error, Kind};
+use crate::base::heartbeat::{Beat, Heartbeats};
 use crate::base::lock::{self, Locked, Rank};
 use crate::base::metrics::Registry;
 use crate::base::thread::{self, Thread};
 use crate::log_limited;
 use crate::net::outbound::Resolver;
 
+/// How long a thread may be silent: it asks one question between two beats, and each has its
+/// deadline.
+const SILENCE_MAX: Duration = Duration::from_secs(10 * FETCH_TIMEOUT.as_secs());
+
 /// What the threads and the callers share.
 pub(super) struct Shared {
+    heartbeats: Arc<Heartbeats>,
     pub(super) resolver: Arc<Resolver>,
     pub(super) state: Locked<State>,
     /// One token wakes one thread, which asks until nothing is left to ask.
@@ -29,10 +35,14 @@ pub(super) struct Shared {
 }
 
 impl Shared {
-    pub(super) fn new(resolver: Arc<Resolver>, registry: &Registry) -> Self {
+    pub(super) fn new(
+        resolver: Arc<Resolver>,
+        registry: &Registry,
+        heartbeats: Arc<Heartbeats>,
+    ) -> Self {
         let (wake, work) = bounded(THREADS_MAX);
         let state = Locked::new(Rank::Catalog, State::default());
-        Shared { resolver, state, wake, work, counters: Counters::new(registry) }
+        Shared { heartbeats, resolver, state, wake, work, counters: Counters::new(registry) }
     }
 
     /// Keeps the gauges in step.
@@ -109,8 +119,10 @@ impl Catalog {
     fn start_thread(&self, number: usize) {
         let Some(alive) = self.threads.with(|threads| threads.alive.clone()) else { return };
         let shared = Arc::clone(&self.shared);
-        let started = thread::spawn(&format!("catalog-{number}"), move || {
-            run(&shared);
+        let name = format!("catalog-{number}");
+        let started = thread::spawn(&name.clone(), move || {
+            let beat = shared.heartbeats.register(&name, SILENCE_MAX);
+            run(&shared, &beat);
             drop(alive);
         });
         match started {
@@ -141,9 +153,10 @@ impl Catalog {
 }
 
 /// A catalog thread: asks as long as there is something to ask.
-fn run(shared: &Shared) {
+fn run(shared: &Shared, beat: &Beat) {
     loop {
         while let Some(job) = shared.state.with(State::pick) {
+            beat.tick();
             let deadline = clock::now() + FETCH_TIMEOUT;
             let asked = catch_unwind(AssertUnwindSafe(|| job.source.ask(&job.key.what, deadline)));
             let outcome = asked.unwrap_or_else(|_| {
@@ -159,9 +172,14 @@ fn run(shared: &Shared) {
             }
             tell(landed.waiters);
         }
-        if shared.state.with(|state| state.closed) || shared.work.recv().is_err() {
+        if shared.state.with(|state| state.closed) {
             return;
         }
+        beat.rest();
+        if shared.work.recv().is_err() {
+            return;
+        }
+        beat.tick();
     }
 }
 

@@ -63,7 +63,8 @@ primary = "cloud/gpt-oss:120b"
     );
     let config = crate::config::parse(&text, None, &|_| None).unwrap().config;
     let registry = Registry::default();
-    let catalog = Catalog::start(&config, Arc::new(Resolver::system(&registry)), &registry);
+    let resolver = Arc::new(Resolver::system(&registry));
+    let catalog = Catalog::start(&config, resolver, &registry, Arc::default());
     House { peer, config, catalog }
 }
 
