@@ -11,6 +11,7 @@ pub mod load;
 pub mod metrics;
 pub mod peers;
 pub mod process;
+pub mod random;
 pub mod sandbox;
 pub mod stream;
 pub mod wire;

@@ -48,6 +48,8 @@ mod reload;
 mod signals;
 // Start, exit codes, ports.
 mod startup;
+// Twice as many clients as there is room for.
+mod storm;
 // Requests that are no proper HTTP, and smuggling.
 mod strict;
 // Layers, marks, lists, documents in step.

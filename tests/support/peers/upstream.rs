@@ -112,6 +112,9 @@ struct Shared {
     dialect: Dialect,
     behaviour: Box<Behaviour>,
     seen: Mutex<Vec<Seen>>,
+    /// Whether requests are kept, or only counted.
+    keep: bool,
+    calls: AtomicUsize,
     changed: Condvar,
     connections: AtomicUsize,
     open: AtomicUsize,
@@ -132,12 +135,30 @@ impl FakeUpstream {
         dialect: Dialect,
         behaviour: impl Fn(&Call) -> Vec<Step> + Send + Sync + 'static,
     ) -> Self {
+        FakeUpstream::start_keeping(dialect, true, behaviour)
+    }
+
+    /// Starts one that counts requests and keeps none of them, for tests that send very many.
+    pub fn start_forgetful(
+        dialect: Dialect,
+        behaviour: impl Fn(&Call) -> Vec<Step> + Send + Sync + 'static,
+    ) -> Self {
+        FakeUpstream::start_keeping(dialect, false, behaviour)
+    }
+
+    fn start_keeping(
+        dialect: Dialect,
+        keep: bool,
+        behaviour: impl Fn(&Call) -> Vec<Step> + Send + Sync + 'static,
+    ) -> Self {
         let listener = TcpListener::bind((std::net::Ipv4Addr::LOCALHOST, 0)).unwrap();
         let addr = listener.local_addr().unwrap();
         let shared = Arc::new(Shared {
             dialect,
             behaviour: Box::new(behaviour),
             seen: Mutex::default(),
+            keep,
+            calls: AtomicUsize::new(0),
             changed: Condvar::new(),
             connections: AtomicUsize::new(0),
             open: AtomicUsize::new(0),
@@ -194,6 +215,11 @@ impl FakeUpstream {
             .filter(|seen| seen.call.method == "POST" && seen.call.path != "/api/show")
             .cloned()
             .collect()
+    }
+
+    /// How many model calls it saw, also when it keeps none.
+    pub fn calls(&self) -> usize {
+        self.shared.calls.load(Ordering::SeqCst)
     }
 
     /// Every request it saw.
@@ -282,6 +308,15 @@ impl<'a> Connection<'a> {
         loop {
             let call = self.request()?;
             let script = (self.shared.behaviour)(&call);
+            if call.method == "POST" && call.path != "/api/show" {
+                self.shared.calls.fetch_add(1, Ordering::SeqCst);
+            }
+            if !self.shared.keep {
+                for step in script {
+                    self.step(step)?;
+                }
+                continue;
+            }
             let seen = Seen { call, at: Instant::now(), closed_at: None, done_at: None };
             let index = {
                 let mut all = self.shared.seen.lock().unwrap();
