@@ -10,6 +10,9 @@ DESTDIR =
 CARGO = cargo
 # Seconds for each fuzz target.
 FUZZ_SECONDS = 60
+# Seconds of the soak and of the storm.
+SOAK_SECONDS = 600
+STORM_SECONDS = 60
 
 PROGRAM = $(or $(CARGO_TARGET_DIR),target)/release/tidegate
 # The files in conf/ and man/ hold the paths of a plain `make install`. Wherever SYSCONFDIR is, the
@@ -46,6 +49,14 @@ man-check:
 bench:
 	$(CARGO) bench --locked --bench proxy -- $(BENCH)
 
+# Ten minutes of mixed traffic, after which nothing has grown; one of twice the capacity. Both are
+# among the tests too, for half a minute and some seconds.
+soak:
+	TIDEGATE_SOAK_SECONDS=$(SOAK_SECONDS) $(CARGO) test --release --locked --test tests soak:: -- --nocapture
+
+storm:
+	TIDEGATE_STORM_SECONDS=$(STORM_SECONDS) $(CARGO) test --release --locked --test tests storm:: -- --nocapture
+
 fuzz:
 	@cd fuzz && for target in $$($(CARGO) +nightly fuzz list); do \
 	  $(CARGO) +nightly fuzz run "$$target" -- -max_total_time=$(FUZZ_SECONDS) || exit 1; \
@@ -77,4 +88,4 @@ clean:
 	$(CARGO) clean
 
 FORCE:
-.PHONY: all run test check man-check bench fuzz install clean FORCE
+.PHONY: all run test check man-check bench soak storm fuzz install clean FORCE

@@ -48,6 +48,8 @@ mod reload;
 mod signals;
 // Start, exit codes, ports.
 mod startup;
+// Mixed traffic with faults, cancels and reloads, after which nothing has grown.
+mod soak;
 // Twice as many clients as there is room for.
 mod storm;
 // Requests that are no proper HTTP, and smuggling.
