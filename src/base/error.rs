@@ -136,6 +136,8 @@ pub enum Kind {
     UpstreamCut,
     /// What came is not what the protocol says.
     UpstreamMalformed,
+    /// Everybody who could answer is left alone for now: their breakers are open, or they asked for it.
+    UpstreamUnavailable,
     /// An event above `upstream.stream_line_max`.
     UpstreamLineTooLong,
     /// An error inside a stream.
@@ -211,6 +213,7 @@ impl Kind {
             Kind::UpstreamLineTooLong => ("upstream_line_too_long", 502, Upstream, Warn, true),
             Kind::UpstreamInBand => ("upstream_in_band", 502, Upstream, Warn, true),
             Kind::UpstreamStatus(status) => ("upstream_error", status, Upstream, Warn, true),
+            Kind::UpstreamUnavailable => ("upstream_unavailable", 503, Upstream, Warn, true),
             Kind::UpstreamModelNotFound => ("upstream_model_not_found", 404, Upstream, Warn, false),
             Kind::UpstreamKeyRejected(status) => {
                 ("upstream_key_rejected", status, Upstream, Error, false)
@@ -321,6 +324,11 @@ impl Error {
     /// The sentence for people.
     pub fn context(&self) -> &str {
         &self.context
+    }
+
+    /// How long the upstream asked to be left alone, as it said.
+    pub fn asked_wait(&self) -> Option<Duration> {
+        self.retry_after
     }
 
     /// `Retry-After` in whole seconds, between 1 and 60: the only range that the OpenAI clients

@@ -486,6 +486,20 @@ impl Registry {
         });
     }
 
+    /// Stops exporting one series: its name and all its labels.
+    pub fn forget(&self, name: &str, labels: &[(&'static str, &str)]) {
+        self.inner.with(|inner| {
+            for family in inner.families.iter_mut().filter(|family| family.name == name) {
+                let before = family.series.len();
+                family.series.retain(|(have, _)| {
+                    !(have.len() == labels.len()
+                        && have.iter().zip(labels).all(|(a, b)| a.0 == b.0 && a.1 == b.1))
+                });
+                inner.series -= before - family.series.len();
+            }
+        });
+    }
+
     /// Series that were not exported because there were too many, or because their name is taken by
     /// another type.
     pub fn dropped(&self) -> u64 {
@@ -591,6 +605,21 @@ mod tests {
         let (families, limits) = registry.gather();
         assert!(families.iter().all(|family| family.series.is_empty()));
         assert_eq!(limits.iter().map(|limit| limit.name).collect::<Vec<_>>(), [OWN_LIMIT]);
+        assert_eq!(registry.dropped(), 0);
+    }
+
+    #[test]
+    fn a_forgotten_series_makes_room_and_leaves_its_neighbours() {
+        let registry = Registry::default();
+        for round in 0..SERIES_MAX {
+            let name = round.to_string();
+            let labels = [("upstream", "a"), ("model", &*name)];
+            registry.gauge("a", "A.", &labels).set(1);
+            registry.gauge("a", "A.", &[("upstream", "a"), ("model", "stays")]);
+            registry.forget("a", &labels);
+        }
+        let (families, _) = registry.gather();
+        assert_eq!(families[0].series.len(), 1);
         assert_eq!(registry.dropped(), 0);
     }
 
