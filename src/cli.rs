@@ -1,6 +1,7 @@
 //! Command line: one file per command. Answers go to standard output, everything else to standard
 //! error; exit codes stand in [`crate::base::exit`].
 
+mod breaker;
 mod check;
 mod client;
 mod completions;
@@ -31,6 +32,7 @@ enum Command {
     Run(run::Run),
     Check(check::Check),
     Limits(limits::Limits),
+    Breaker(breaker::Breaker),
     Config(config::Config),
     Key(key::Key),
     Completions(completions::Completions),
@@ -47,6 +49,7 @@ fn execute(args: impl IntoIterator<Item = std::ffi::OsString>) -> Exit {
             Command::Run(command) => command.execute(),
             Command::Check(command) => command.execute(),
             Command::Limits(command) => command.execute(),
+            Command::Breaker(command) => command.execute(),
             Command::Config(command) => command.execute(),
             Command::Key(command) => command.execute(),
             Command::Completions(command) => command.execute(),

@@ -17,7 +17,9 @@ use crate::net::http1::reason;
 use crate::net::service::{Admission, Service, Step};
 use crate::net::turn::Turn;
 use crate::observe::prometheus;
+use crate::upstream::link::Links;
 
+mod breakers;
 mod limits;
 mod probes;
 
@@ -33,6 +35,8 @@ pub struct OpsHandler {
     board: Arc<Board>,
     heartbeats: Arc<Heartbeats>,
     registry: Arc<Registry>,
+    /// For their breakers.
+    links: Option<Arc<Links>>,
     /// Only callers on this machine can reach the listener.
     loopback: bool,
 }
@@ -45,7 +49,15 @@ impl OpsHandler {
         registry: Arc<Registry>,
         listen: SocketAddr,
     ) -> Self {
-        OpsHandler { board, heartbeats, registry, loopback: listen.ip().is_loopback() }
+        let loopback = listen.ip().is_loopback();
+        OpsHandler { board, heartbeats, registry, links: None, loopback }
+    }
+
+    /// Shows the breakers of these.
+    #[must_use]
+    pub fn with_links(mut self, links: Arc<Links>) -> Self {
+        self.links = Some(links);
+        self
     }
 
     /// Answers one request. For `HEAD` the answer is that to `GET`; the engine leaves its body out.
@@ -68,6 +80,7 @@ impl OpsHandler {
             "readyz" | "ready" => &|| probes::ready(&self.board, now).answer("readyz", part, query),
             "metrics" if part.is_none() => &|| Some(self.metrics()),
             "limits" if part.is_none() => &|| Some(limits::answer(&self.registry)),
+            "breakers" if part.is_none() => &|| Some(self.breakers()),
             _ => return not_found(path),
         };
         if !matches!(head.method, Method::Get | Method::Head) {
@@ -76,6 +89,11 @@ impl OpsHandler {
             return problem(&Error::new(kind, text)).with("allow", METHODS);
         }
         answer().unwrap_or_else(|| not_found(path))
+    }
+
+    fn breakers(&self) -> Response {
+        let views = self.links.as_ref().map(|links| links.breakers()).unwrap_or_default();
+        breakers::answer(&views)
     }
 
     fn metrics(&self) -> Response {
@@ -112,7 +130,7 @@ fn names_no_site(host: &str) -> bool {
 }
 
 fn not_found(path: &str) -> Response {
-    let text = format!("no {path} here; ask for /livez, /readyz, /metrics or /limits");
+    let text = format!("no {path} here; ask for /livez, /readyz, /metrics, /limits or /breakers");
     problem(&Error::new(Kind::NotFound, text))
 }
 

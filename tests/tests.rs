@@ -20,6 +20,8 @@ mod support;
 
 // Keys, Host, Origin, CORS, paths and methods.
 mod auth;
+// Circuit breakers: what a failing upstream still costs, and how it comes back.
+mod breaker;
 // A client that leaves, in every phase.
 mod client_gone;
 // The configuration, its commands and the files made from its schema.

@@ -17,7 +17,8 @@ use super::raw::{CONCURRENCY_DEFAULT, Raw, RawFormat, RawKind, RawLevel, RawLink
 use super::report::{Report, join};
 use super::secret;
 use super::settings::{
-    BaseUrl, Config, Key, Log, LogFormat, Model, Ops, Server, Target, Upstream, UpstreamKind,
+    BaseUrl, Breaker, Config, Key, Log, LogFormat, Model, Ops, Server, Target, Upstream,
+    UpstreamKind,
 };
 use super::unit::Size;
 use super::url;
@@ -283,14 +284,55 @@ fn upstream(
             _ => CONCURRENCY_DEFAULT,
         }),
         waiting_max: raw.waiting_max,
+        breaker: raw.breaker.then(|| breaker(raw, place, report)),
+        cooldown_max: raw.cooldown_max.0,
         num_ctx: raw.num_ctx,
         word_delay: raw.word_delay.unwrap_or_default().0,
+    }
+}
+
+/// The settings of breakers, which `echo` has none of.
+const BREAKER_KEYS: [&str; 9] = [
+    "breaker_failure_percent",
+    "breaker_calls_min",
+    "breaker_failures_max",
+    "breaker_slow_call",
+    "breaker_slow_percent",
+    "breaker_open_time",
+    "breaker_open_time_max",
+    "breaker_probes",
+    "cooldown_max",
+];
+
+fn breaker(raw: &RawUpstream, place: &str, report: &Report) -> Breaker {
+    let open_time_max = raw.breaker_open_time_max.0;
+    // A part that nobody wrote gives way to a whole that somebody made small, and the other way.
+    let written = |key: &str| report.written(&join(place, key));
+    let (open_time, open_time_max) =
+        match (written("breaker_open_time"), written("breaker_open_time_max")) {
+            (true, false) => (raw.breaker_open_time.0, open_time_max.max(raw.breaker_open_time.0)),
+            // Of two that contradict each other, `config/intent.rs` tells.
+            (true, true) => (raw.breaker_open_time.0, open_time_max),
+            _ => (raw.breaker_open_time.0.min(open_time_max), open_time_max),
+        };
+    Breaker {
+        failure_percent: raw.breaker_failure_percent,
+        calls_min: raw.breaker_calls_min,
+        failures_max: raw.breaker_failures_max,
+        slow_call: raw.breaker_slow_call.map(|span| span.0),
+        slow_percent: raw.breaker_slow_percent,
+        open_time,
+        open_time_max,
+        probes: raw.breaker_probes,
     }
 }
 
 /// A setting that would silently do nothing for this kind is refused; `url` must be there for those
 /// that are called.
 fn fits_kind(raw: &RawUpstream, kind: UpstreamKind, place: &str, report: &mut Report) {
+    let known: Vec<&str> =
+        BREAKER_KEYS.into_iter().filter(|key| report.written(&join(place, key))).collect();
+    let written = |key: &str| known.contains(&key);
     let mut only = |key: &str, set: bool, fits: bool, whom: &str| {
         if set && !fits {
             let text = format!("has no meaning for kind = \"{}\"", kind_name(kind));
@@ -304,6 +346,9 @@ fn fits_kind(raw: &RawUpstream, kind: UpstreamKind, place: &str, report: &mut Re
     only("api_key_file", raw.api_key_file.is_some(), called, whom);
     only("ca_file", raw.ca_file.is_some(), called, whom);
     only("proxy", raw.proxy.is_some(), called, whom);
+    for key in BREAKER_KEYS {
+        only(key, written(key), called, whom);
+    }
     only("num_ctx", raw.num_ctx.is_some(), kind == UpstreamKind::Ollama, "ollama");
     only("word_delay", raw.word_delay.is_some(), !called, "echo");
     if called && !report.written(&join(place, "url")) {

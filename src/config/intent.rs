@@ -21,6 +21,7 @@ pub(super) fn judge(raw: &Raw, config: &Config, report: &mut Report) {
         if report.written(&place) {
             address(upstream, &place, report);
             budgets(upstream, request, &place, report);
+            breaker(upstream, &place, report);
         }
     }
     for (index, (model, raw)) in config.models.iter().zip(&raw.model).enumerate() {
@@ -188,6 +189,23 @@ fn budgets(upstream: &Upstream, request: Duration, place: &str, report: &mut Rep
     if report.written(&total_at) && total > request {
         let text = format!("{} is above every request's total {}", Span(total), Span(request));
         report.warn(&total_at, text, "the request ends first; lower it, or raise request_timeout");
+    }
+}
+
+/// A breaker's first time and its longest.
+fn breaker(upstream: &Upstream, place: &str, report: &mut Report) {
+    let Some(breaker) = upstream.breaker else { return };
+    if breaker.open_time > breaker.open_time_max {
+        let (first, most) =
+            (join(place, "breaker_open_time"), join(place, "breaker_open_time_max"));
+        let (open, max) = (Span(breaker.open_time), Span(breaker.open_time_max));
+        let (place, text) = between((&first, open), "is above", (&most, max), report);
+        report.fault(place, text, "lower the first, or raise the longest");
+    }
+    let slow = join(place, "breaker_slow_percent");
+    if breaker.slow_call.is_none() && report.written(&slow) {
+        let remedy = "set breaker_slow_call too, or take it out";
+        report.warn(&slow, "has no effect without breaker_slow_call", remedy);
     }
 }
 

@@ -384,6 +384,59 @@ pub struct RawUpstream {
     ))]
     pub waiting_max: usize,
 
+    /// Whether an upstream that fails is left alone for a while. Each model of it has a breaker of its
+    /// own, and so has its address, for failures to connect. With `false` every request asks it.
+    pub breaker: bool,
+
+    /// Failures of a hundred calls, within ten seconds, at which a breaker opens.
+    #[schemars(range(min = 1, max = 100))]
+    pub breaker_failure_percent: u32,
+
+    /// Calls within ten seconds that are enough for that share to say something.
+    #[schemars(range(min = 1, max = 100_000))]
+    pub breaker_calls_min: u32,
+
+    /// Failures in a row at which a breaker opens when there are fewer calls than that.
+    #[schemars(range(min = 1, max = 100_000))]
+    pub breaker_failures_max: u32,
+
+    /// A call that takes this long to its first content (a whole answer: to its end) counts as slow.
+    /// The calls that wait while a model is loaded after a minute of rest do not.
+    #[schemars(extend(
+        "x-default" = "none is slow",
+        "x-example" = "20s",
+        "x-min" = "1ms",
+        "x-max" = "24h",
+    ))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub breaker_slow_call: Option<Span>,
+
+    /// Slow calls of a hundred, within ten seconds, at which a breaker opens.
+    #[schemars(range(min = 1, max = 100))]
+    pub breaker_slow_percent: u32,
+
+    /// How long a breaker stays open the first time, give or take a fifth; then twice as long after
+    /// each probe that fails.
+    #[schemars(extend("x-min" = "1ms", "x-max" = "24h", "x-at-limit" = "probes pass"))]
+    pub breaker_open_time: Span,
+
+    /// How long a breaker stays open at most.
+    #[schemars(extend("x-min" = "1ms", "x-max" = "24h", "x-at-limit" = "probes pass"))]
+    pub breaker_open_time_max: Span,
+
+    /// Requests at a time that may try a breaker that was open.
+    #[schemars(range(min = 1, max = 1000), extend("x-at-limit" = "next in the chain, or 503"))]
+    pub breaker_probes: u32,
+
+    /// The longest `Retry-After` of a 429 or 503 that is kept to; a longer one counts as this. With
+    /// `"0s"` none is.
+    #[schemars(extend(
+        "x-min" = "0s",
+        "x-max" = "24h",
+        "x-at-limit" = "next in the chain, or 503 with Retry-After",
+    ))]
+    pub cooldown_max: Span,
+
     /// Ollama only: the context length to ask for when a request names none.
     #[schemars(range(min = 1, max = 16_777_216), extend(
         "x-default" = "what the model has",
@@ -420,6 +473,16 @@ impl Default for RawUpstream {
             answer_max: Size::mib(32),
             concurrency_max: None,
             waiting_max: 256,
+            breaker: true,
+            breaker_failure_percent: 50,
+            breaker_calls_min: 10,
+            breaker_failures_max: 5,
+            breaker_slow_call: None,
+            breaker_slow_percent: 80,
+            breaker_open_time: Span::seconds(30),
+            breaker_open_time_max: Span::seconds(300),
+            breaker_probes: 1,
+            cooldown_max: Span::seconds(60),
             num_ctx: None,
             word_delay: None,
         }

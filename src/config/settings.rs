@@ -114,10 +114,28 @@ pub struct Upstream {
     pub answer_max: usize,
     pub concurrency_max: usize,
     pub waiting_max: usize,
+    /// `None`: it has no breakers.
+    pub breaker: Option<Breaker>,
+    /// Longest `Retry-After` that is kept to.
+    pub cooldown_max: Duration,
     /// `num_ctx` sent to an Ollama upstream when the request names none.
     pub num_ctx: Option<u64>,
     /// `echo` only: pause before each word.
     pub word_delay: Duration,
+}
+
+/// `breaker_*` of `[[upstream]]`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[expect(missing_docs, reason = "each is documented where people write it: config/raw.rs")]
+pub struct Breaker {
+    pub failure_percent: u32,
+    pub calls_min: u32,
+    pub failures_max: u32,
+    pub slow_call: Option<Duration>,
+    pub slow_percent: u32,
+    pub open_time: Duration,
+    pub open_time_max: Duration,
+    pub probes: u32,
 }
 
 /// The address of an upstream, taken apart.

@@ -76,7 +76,7 @@ impl Running {
             Ok(state) => state,
             Err(refused) => {
                 // What the refused configuration registered goes, and its bounds with it.
-                self.links.adopt(self.gateway.state().links());
+                self.gateway.state().adopt(&self.links);
                 export(&self.registry, &[&self.config]);
                 return Err(refused);
             }
@@ -84,7 +84,7 @@ impl Running {
         // Nothing below can fail.
         tell_descriptors(&config, self.descriptors);
         self.data.reconfigure(self.data_settings(&config));
-        self.links.adopt(state.links());
+        state.adopt(&self.links);
         self.gateway.reconfigure(state);
         self.catalog.reconfigure(&config);
         export(&self.registry, &[&config]);

@@ -115,11 +115,11 @@ impl Running {
         let resolver = Arc::new(Resolver::system(&registry));
         let beats = Arc::clone(&heartbeats);
         let catalog = Catalog::start(&config, Arc::clone(&resolver), &registry, beats);
-        let links = Arc::new(Links::new(Arc::clone(&registry), resolver));
+        let links = Arc::new(Links::new(Arc::clone(&registry), Arc::clone(&events), resolver));
         let calls = Calls::new();
         reload::export(&registry, &[&config]);
         let state = State::build(Arc::clone(&config), &links)?;
-        links.adopt(state.links());
+        state.adopt(&links);
         let metrics = Metrics::new(Arc::clone(&registry));
         let gateway = Gateway::new(state, metrics, Arc::clone(&calls), Arc::clone(&catalog));
 
@@ -128,7 +128,8 @@ impl Running {
             heartbeats.clone(),
             Arc::clone(&registry),
             config.ops.listen,
-        );
+        )
+        .with_links(Arc::clone(&links));
         let fixed = planes::ops_fixed(&config.ops);
         let ops = Engine::start(&fixed, planes::ops(), Arc::new(handler), &registry, &heartbeats)
             .map_err(|error| Refusal::Listen {

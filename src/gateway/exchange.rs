@@ -12,6 +12,7 @@ use crate::llm::{Ask, Fault, Reply, Route, Usage};
 use crate::net::http::{Request, Response};
 use crate::net::service::{GiveUp, Job, Step, Wait};
 use crate::net::turn::{ClientStream, Turn};
+use crate::upstream::breakers::{Pass, Unavailable};
 use crate::upstream::calls::Call;
 
 use super::attempt::{Attempt, End, fault_error};
@@ -37,15 +38,31 @@ pub struct Exchange {
     /// The link that is, or will be, asked.
     at: usize,
     permit: Option<Permit>,
+    /// The breakers' word for the current link.
+    pass: Option<Pass>,
+    /// An attempt that had this long had its fair part of the request's time.
+    fair_after: Duration,
     waits_for: WaitsFor,
     deadline: Instant,
     early_head: Duration,
     last_error: Option<Error>,
+    /// A link that was left out because of its breaker.
+    unavailable: Option<Unavailable>,
     last_sent: Instant,
     call: Call,
     record: Record,
     fields: Vec<(&'static str, String)>,
     _budget: Lease,
+}
+
+/// What the walk along the chain found.
+enum Ready {
+    /// The current link may be asked.
+    Go,
+    /// It may be, after this.
+    Wait(Wait),
+    /// There is none that may.
+    Over,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -79,13 +96,19 @@ impl Exchange {
                 let server = &state.config.server;
                 let mut total = total.unwrap_or(server.request_timeout);
                 let mut early_head = server.early_head;
+                let links = u32::try_from(chain.len()).unwrap_or(u32::MAX);
+                let mut fair_after = total / links.max(1) / 2;
                 if let Some(patience) = patience {
                     // The client's patience bounds our silence: for a stream that is the time
                     // between two events, for a whole answer the time until it.
                     if streams {
                         early_head = early_head.min(patience / 2);
                     } else {
-                        total = total.min(patience.mul_f32(0.9));
+                        let hurried = patience.mul_f32(0.9);
+                        if hurried < total {
+                            // That a client is in a hurry says nothing about an upstream.
+                            (total, fair_after) = (hurried, Duration::MAX);
+                        }
                     }
                 }
                 let fields = match state.rules.origin(&request.head.headers) {
@@ -99,10 +122,13 @@ impl Exchange {
                     chain,
                     at: 0,
                     permit: None,
+                    pass: None,
+                    fair_after,
                     waits_for: WaitsFor::Nothing,
                     deadline: request.started + total,
                     early_head,
                     last_error: None,
+                    unavailable: None,
                     last_sent: now,
                     call: gateway.calls.begin(),
                     record,
@@ -163,23 +189,18 @@ impl Exchange {
     /// Walks the chain from where it stands.
     pub fn go(mut self: Box<Self>, turn: &mut Turn<'_>) -> Step {
         // The upstream's permit first, the scarcer one; then the right to run.
-        if self.permit.is_none() {
-            let Some((link, _)) = self.chain.get(self.at) else { return self.failed() };
-            self.permit = link.permits.try_acquire();
-            if self.permit.is_none() {
-                let permits = Arc::clone(&link.permits);
-                let deadline = self.wait_deadline(turn.waiting_timeout());
-                self.waits_for = WaitsFor::Upstream;
-                return Step::Wait(self, Wait { permits, deadline });
-            }
+        let waiting = turn.waiting_timeout();
+        match self.ready(true, waiting) {
+            Ready::Go => {}
+            Ready::Wait(wait) => return Step::Wait(self, wait),
+            Ready::Over => return self.failed(),
         }
         if !turn.begin_exchange() {
             let permits = turn.exchange_permits();
-            let deadline = self.wait_deadline(turn.waiting_timeout());
+            let deadline = self.wait_deadline(waiting);
             self.waits_for = WaitsFor::Slot;
             return Step::Wait(self, Wait { permits, deadline });
         }
-        let waiting = turn.waiting_timeout();
         let mut client = turn.client();
         client.end_by(self.deadline);
         loop {
@@ -200,25 +221,66 @@ impl Exchange {
                 }
                 End::MoveOn(error) => {
                     self.noted(error);
-                    self.at += 1;
+                    self.next();
                 }
             }
-            // The next link, when its upstream has room; waiting as data is only possible while
-            // the client has heard nothing.
-            loop {
-                let Some((link, _)) = self.chain.get(self.at) else { return self.end(&mut client) };
+            // Waiting as data is only possible while the client has heard nothing.
+            match self.ready(!client.started(), waiting) {
+                Ready::Go => {}
+                Ready::Wait(wait) => return Step::Wait(self, wait),
+                Ready::Over => return self.end(&mut client),
+            }
+        }
+    }
+
+    /// Finds the first link from here on that may be asked now: its breaker lets this call pass, and
+    /// its upstream has room.
+    fn ready(&mut self, may_wait: bool, waiting: Duration) -> Ready {
+        while let Some((link, target)) = self.chain.get(self.at) {
+            if self.pass.is_none() {
+                let now = clock::now();
+                match link.breakers.admit(&target.model, now) {
+                    Ok(pass) => self.pass = Some(pass),
+                    Err(unavailable) => {
+                        self.record.skipped(&link.settings.name, unavailable.why.as_str());
+                        self.left_alone(unavailable);
+                        self.next();
+                        continue;
+                    }
+                }
+            }
+            if self.permit.is_none() {
                 self.permit = link.permits.try_acquire();
-                if self.permit.is_some() {
-                    break;
-                }
-                if !client.started() {
-                    let permits = Arc::clone(&link.permits);
-                    let deadline = self.wait_deadline(waiting);
-                    self.waits_for = WaitsFor::Upstream;
-                    return Step::Wait(self, Wait { permits, deadline });
-                }
-                self.busy();
             }
+            if self.permit.is_some() {
+                return Ready::Go;
+            }
+            if may_wait {
+                let permits = Arc::clone(&link.permits);
+                let deadline = self.wait_deadline(waiting);
+                self.waits_for = WaitsFor::Upstream;
+                return Ready::Wait(Wait { permits, deadline });
+            }
+            self.busy();
+        }
+        Ready::Over
+    }
+
+    /// On to the next link; what was held for this one is given back.
+    fn next(&mut self) {
+        self.at += 1;
+        self.pass = None;
+        self.permit = None;
+    }
+
+    /// Of the links that may not be asked, the one that may be first is told.
+    fn left_alone(&mut self, unavailable: Unavailable) {
+        let sooner = |have: &Unavailable| match (unavailable.until, have.until) {
+            (Some(this), Some(that)) => this < that,
+            (this, that) => this.is_some() || that.is_none(),
+        };
+        if self.unavailable.as_ref().is_none_or(sooner) {
+            self.unavailable = Some(unavailable);
         }
     }
 
@@ -231,7 +293,7 @@ impl Exchange {
         if let Some((link, _)) = self.chain.get(self.at) {
             self.record.skipped(&link.settings.name, "busy");
         }
-        self.at += 1;
+        self.next();
     }
 
     fn attempt(&mut self, client: &mut ClientStream<'_>) -> End {
@@ -239,6 +301,9 @@ impl Exchange {
         let Some((link, target)) = self.chain.get(self.at) else {
             return End::Final(Error::new(Kind::Internal, "an attempt without a link"));
         };
+        if let Some(pass) = &mut self.pass {
+            pass.begins(clock::now());
+        }
         let attempt = Attempt {
             ask: &self.ask,
             reply: &mut self.reply,
@@ -255,16 +320,15 @@ impl Exchange {
         };
         let end = attempt.run(client);
         if matches!(end, End::Flowing(_)) {
+            if let Some(pass) = &mut self.pass {
+                pass.flows(clock::now());
+            }
             return end;
         }
         self.permit = None;
-        let name = &link.settings.name;
         match &end {
-            End::Streamed { .. } | End::Whole(_) | End::Flowing(_) => link.counts.answered(),
-            End::MoveOn(error) | End::Final(error) | End::Cut(error) => {
-                link.counts.failed(error.row().code);
-                self.record.attempt_failed(name, error);
-            }
+            End::Streamed { .. } | End::Whole(_) | End::Flowing(_) => self.answered(),
+            End::MoveOn(error) | End::Final(error) | End::Cut(error) => self.attempt_failed(error),
         }
         end
     }
@@ -329,14 +393,19 @@ impl Exchange {
     }
 
     fn take_error(&mut self) -> Error {
+        let unavailable = self.unavailable.take().map(|link| link.error(clock::now()));
         let busy = || Error::new(Kind::WaitingTimeout, "every upstream of the chain is busy");
-        self.last_error.take().unwrap_or_else(busy)
+        match self.last_error.take() {
+            Some(told) if !says_little(told.kind()) => told,
+            told => unavailable.or(told).unwrap_or_else(busy),
+        }
     }
 
     fn answer(&mut self, error: &Error) -> Response {
         // A stop is nothing that the chain said: a client may well try again.
         let mut response = match error.kind() {
-            Kind::Draining => errors::response(error, self.path),
+            // And of what was left alone nothing was tried: after `Retry-After` it will be.
+            Kind::Draining | Kind::UpstreamUnavailable => errors::response(error, self.path),
             _ => errors::after_the_chain(error, self.path),
         };
         for (name, value) in std::mem::take(&mut self.fields) {
@@ -375,10 +444,26 @@ impl Exchange {
         self.record.usage(usage);
     }
 
-    /// The stream ended well.
+    /// The current link's attempt ended well.
     pub(super) fn answered(&mut self) {
         if let Some((link, _)) = self.chain.get(self.at) {
             link.counts.answered();
+        }
+        if let Some(pass) = self.pass.take() {
+            pass.answered(clock::now());
+        }
+    }
+
+    /// The current link's attempt ended with an error.
+    fn attempt_failed(&mut self, error: &Error) {
+        if let Some((link, _)) = self.chain.get(self.at) {
+            link.counts.failed(error.row().code);
+            self.record.attempt_failed(&link.settings.name, error);
+        }
+        if let Some(pass) = self.pass.take() {
+            let now = clock::now();
+            let fair = now.saturating_duration_since(pass.begun()) >= self.fair_after;
+            pass.failed(error, fair, now);
         }
     }
 
@@ -391,10 +476,7 @@ impl Exchange {
 
     /// The stream ends with an error.
     pub(super) fn lost(&mut self, error: &Error) {
-        if let Some((link, _)) = self.chain.get(self.at) {
-            link.counts.failed(error.row().code);
-            self.record.attempt_failed(&link.settings.name, error);
-        }
+        self.attempt_failed(error);
         self.record.failed(error);
     }
 
@@ -419,6 +501,10 @@ impl Exchange {
 
 impl Job for Exchange {
     fn run(mut self: Box<Self>, permit: Option<Permit>, turn: &mut Turn<'_>) -> Step {
+        // While it waited the breaker may have opened: it asks again. A probe is what it waits for.
+        if self.pass.as_ref().is_some_and(|pass| !pass.is_probe()) {
+            self.pass = None;
+        }
         match (std::mem::replace(&mut self.waits_for, WaitsFor::Nothing), permit) {
             (WaitsFor::Slot, Some(permit)) => turn.begin_exchange_with(permit),
             (_, permit) => self.permit = permit,

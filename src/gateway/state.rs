@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use crate::base::clock;
 use crate::base::error::Result;
 use crate::config::Config;
 use crate::config::settings::{Model, Target};
@@ -30,8 +31,8 @@ pub type Chain = Arc<[(Arc<Link>, Target)]>;
 
 impl State {
     /// Builds the state of `config`. Links to upstreams whose address did not change have the
-    /// connections and permits that there are. Nothing is in force before `links` adopts
-    /// [`State::links`].
+    /// connections and permits that there are. Nothing is in force before
+    /// [`State::adopt`].
     ///
     /// # Errors
     /// When an upstream cannot be set up (its CA file cannot be read).
@@ -51,17 +52,33 @@ impl State {
         Ok(state)
     }
 
-    /// The links to its upstreams, by name.
-    pub fn links(&self) -> &HashMap<String, Arc<Link>> {
-        &self.links
-    }
-
     /// Whom to ask for `model`.
     pub fn chain(&self, model: &Model) -> Chain {
         match self.chains.get(&model.name) {
             Some(chain) => Arc::clone(chain),
             // `upstream/model`, which nobody declared.
             None => self.chain_of(model),
+        }
+    }
+
+    /// Puts its links in force.
+    pub fn adopt(&self, links: &Links) {
+        links.adopt(&self.links);
+        self.declare();
+    }
+
+    /// Tells each link which of its models are declared.
+    fn declare(&self) {
+        let now = clock::now();
+        for (name, link) in &self.links {
+            let targets = self.config.models.iter().flat_map(|model| &model.chain);
+            let mut models: Vec<&str> = targets
+                .filter(|target| target.upstream.name == *name)
+                .map(|target| &*target.model)
+                .collect();
+            models.sort_unstable();
+            models.dedup();
+            link.breakers.declare(&models, now);
         }
     }
 

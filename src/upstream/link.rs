@@ -2,16 +2,20 @@
 //! its permits, its retry budget.
 
 use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 
 use crate::base::clock;
 use crate::base::error::Result;
+use crate::base::events::Events;
 use crate::base::lock::{Locked, Rank};
 use crate::base::metrics::{Counter, Registry};
 use crate::base::permits::Permits;
-use crate::config::settings::{BaseUrl, Secret, Upstream};
+use crate::config::settings::{BaseUrl, Breaker, Secret, Upstream, UpstreamKind};
 use crate::net::outbound::{Origin, Pool, ProxyAddr, Resolver};
 
+use super::breaker::Rules;
+use super::breakers::{Breakers, View};
 use super::budget::RetryBudget;
 
 /// One upstream's settings, with what outlives them.
@@ -24,6 +28,8 @@ pub struct Link {
     pub pool: Option<Arc<Pool>>,
     /// `Authorization`, ready for the wire.
     pub authorization: Option<Secret>,
+    /// Its circuit breakers.
+    pub breakers: Arc<Breakers>,
     /// What is counted of it.
     pub counts: Counts,
     budget: Arc<Locked<RetryBudget>>,
@@ -106,14 +112,22 @@ impl Link {
 /// All links there are, over reloads.
 pub struct Links {
     registry: Arc<Registry>,
+    events: Arc<Events>,
     resolver: Arc<Resolver>,
     known: Locked<HashMap<String, Arc<Link>>>,
 }
 
+impl std::fmt::Debug for Links {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Links")
+    }
+}
+
 impl Links {
     /// None yet.
-    pub fn new(registry: Arc<Registry>, resolver: Arc<Resolver>) -> Self {
-        Links { registry, resolver, known: Locked::new(Rank::Catalog, HashMap::new()) }
+    pub fn new(registry: Arc<Registry>, events: Arc<Events>, resolver: Arc<Resolver>) -> Self {
+        let known = Locked::new(Rank::Catalog, HashMap::new());
+        Links { registry, events, resolver, known }
     }
 
     /// The links of a configuration, bounded by it. A link whose address, proxy and roots did not
@@ -140,19 +154,33 @@ impl Links {
             if let Some(pool) = &link.pool {
                 pool.show_max();
             }
+            let settings = &link.settings;
+            link.breakers.reconfigure(rules(settings), settings.cooldown_max, clock::now());
         }
         let replaced = self.known.with(|known| std::mem::replace(known, links.clone()));
         // Closes connections of links that are gone, outside the lock.
         drop(replaced);
     }
 
-    /// Closes connections that were idle for long.
+    /// Closes connections that were idle for long, and forgets breakers that nobody needs.
     pub fn sweep(&self) {
         let now = clock::now();
         let known: Vec<_> = self.known.with(|known| known.values().cloned().collect());
-        for pool in known.iter().filter_map(|link| link.pool.as_ref()) {
-            pool.sweep(now);
+        for link in &known {
+            if let Some(pool) = &link.pool {
+                pool.sweep(now);
+            }
+            link.breakers.sweep(now);
         }
+    }
+
+    /// Every breaker, by upstream and model.
+    pub fn breakers(&self) -> Vec<View> {
+        let now = clock::now();
+        let known: Vec<_> = self.known.with(|known| known.values().cloned().collect());
+        let mut list: Vec<_> = known.iter().flat_map(|link| link.breakers.list(now)).collect();
+        list.sort_by(|a, b| (&a.upstream, &a.model).cmp(&(&b.upstream, &b.model)));
+        list
     }
 
     fn link(&self, settings: &Arc<Upstream>, old: Option<&Arc<Link>>) -> Result<Link> {
@@ -170,6 +198,14 @@ impl Links {
             || Arc::new(Locked::new(Rank::Guard, RetryBudget::new(clock::now()))),
             |old| Arc::clone(&old.budget),
         );
+        let breakers = old.filter(same_place).map_or_else(
+            || {
+                // Different in each process, so that gateways side by side do not probe in step.
+                let seed = RandomState::new().hash_one(name);
+                Breakers::new(name, &self.registry, &self.events, seed, clock::now())
+            },
+            |old| Arc::clone(&old.breakers),
+        );
         let retries = self.registry.counter(
             "tidegate_upstream_retries_total",
             "Requests sent again on a fresh connection because the pooled one was stale.",
@@ -181,6 +217,7 @@ impl Links {
             permits,
             pool,
             authorization: settings.key.as_ref().map(bearer),
+            breakers,
             counts: Counts::new(&self.registry, name),
             budget,
             retries,
@@ -196,6 +233,30 @@ impl Links {
             limit("upstream.waiting_max", settings.waiting_max, "next in chain, else 503"),
         )
     }
+}
+
+/// The rules of an upstream's breakers; `None` when it has none. `echo` cannot fail.
+fn rules(settings: &Upstream) -> Option<Rules> {
+    let Breaker {
+        failure_percent,
+        calls_min,
+        failures_max,
+        slow_call,
+        slow_percent,
+        open_time,
+        open_time_max,
+        probes,
+    } = settings.breaker.filter(|_| settings.kind != UpstreamKind::Echo)?;
+    Some(Rules {
+        failure_percent,
+        calls_min,
+        failures_max,
+        slow_call,
+        slow_percent,
+        open_time,
+        open_time_max,
+        probes,
+    })
 }
 
 /// Where an upstream is; `None` for `echo`.

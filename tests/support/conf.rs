@@ -5,6 +5,10 @@ use std::net::SocketAddr;
 
 use super::peers::FakeUpstream;
 
+/// Breakers that watch and never open, for tests that make upstreams fail for something else.
+const PATIENT: &str =
+    "breaker_calls_min = 100000\nbreaker_failures_max = 100000\ncooldown_max = \"0s\"\n";
+
 /// A config file in the making. Listen addresses are the [`super::daemon::Daemon`]'s to fill in.
 #[derive(Clone, Default)]
 pub struct Conf {
@@ -31,11 +35,15 @@ impl Conf {
         self
     }
 
-    /// An upstream, with further lines.
+    /// An upstream, with further lines. Without lines of its own about breakers it has patient ones.
     pub fn upstream(mut self, name: &str, kind: &str, url: &str, lines: &str) -> Self {
         let url = if url.is_empty() { String::new() } else { format!("url = \"{url}\"\n") };
-        writeln!(self.tail, "[[upstream]]\nname = \"{name}\"\nkind = \"{kind}\"\n{url}{lines}")
-            .unwrap();
+        let patient = if kind == "echo" || lines.contains("breaker") { "" } else { PATIENT };
+        writeln!(
+            self.tail,
+            "[[upstream]]\nname = \"{name}\"\nkind = \"{kind}\"\n{url}{patient}{lines}"
+        )
+        .unwrap();
         self
     }
 

@@ -1,0 +1,592 @@
+//! The breakers of one upstream: one for its address, fed by failures to connect, and one for each of
+//! its models, fed by everything else.
+
+use std::collections::HashMap;
+use std::fmt::Write as _;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::base::error::{Error, Kind};
+use crate::base::events::Events;
+use crate::base::lock::{Locked, Rank};
+use crate::base::metrics::{Counter, Gauge, Limit, Registry};
+
+use super::breaker::{Breaker, Change, Force, Refused, Rules, Stand, Ticket, Verdict, Why};
+use super::outcome::{self, Outcome};
+
+/// Models of one upstream that have a breaker of their own. Clients name models, so there is a
+/// bound; at it a further one has only the breaker of the upstream's address until there is room.
+pub const BREAKERS_MAX: usize = 256;
+
+/// Most bytes of a failure's sentence that are kept.
+const CAUSE_BYTES_MAX: usize = 256;
+
+/// A search for breakers that nobody needs is not repeated sooner.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
+
+const STATE: (&str, &str) = (
+    "tidegate_upstream_breaker_state",
+    "Breakers of declared models, and of each upstream's address (without a model): 0 closed, 1 half-open, 2 open.",
+);
+
+/// The last failure that a breaker saw.
+#[derive(Clone, Debug)]
+pub struct Cause {
+    /// Its code.
+    pub code: &'static str,
+    /// In words that are all ours: for anybody.
+    pub told: Arc<str>,
+    /// As it was: for the operator.
+    pub full: Arc<str>,
+    /// When.
+    pub at: Instant,
+    /// Failures since the breaker was there.
+    pub count: u64,
+}
+
+/// One breaker, as lists show it.
+#[derive(Clone, Debug)]
+pub struct View {
+    /// The upstream.
+    pub upstream: String,
+    /// The model; `None` for the breaker of the address.
+    pub model: Option<String>,
+    /// Where it stands.
+    pub stand: Stand,
+    /// What a person decided.
+    pub force: Force,
+    /// How long it has stood so.
+    pub since: Duration,
+    /// In how long the next call is allowed, where none is now.
+    pub next_try: Option<Duration>,
+    /// How long the upstream still wants to be left alone.
+    pub cooling_down: Option<Duration>,
+    /// Calls of the last ten seconds.
+    pub calls: u32,
+    /// Those that failed.
+    pub failed: u32,
+    /// The last failure, and how long ago.
+    pub cause: Option<(Cause, Duration)>,
+}
+
+/// A link that may not be asked now.
+#[derive(Clone, Debug)]
+pub struct Unavailable {
+    /// Why.
+    pub why: Why,
+    /// When it is worth another try.
+    pub until: Option<Instant>,
+    upstream: String,
+    cause: Option<Cause>,
+}
+
+impl Unavailable {
+    /// The error of a chain whose links may all not be asked.
+    pub fn error(&self, now: Instant) -> Error {
+        let wait = self.until.map(|until| until.saturating_duration_since(now));
+        let mut text = format!("upstream {} is left alone", self.upstream);
+        match self.why {
+            Why::Forced => text.push_str(" until its breaker is closed by hand"),
+            Why::CoolingDown => text.push_str(", as it asked for"),
+            Why::Open | Why::Probing => text.push_str(" because it failed"),
+        }
+        if let Some(Cause { code, told, at, .. }) = &self.cause {
+            let ago = now.saturating_duration_since(*at).as_secs();
+            // Writing to a string does not fail.
+            let _ = write!(text, "; its last failure, {ago} s ago: {told} ({code})");
+        }
+        if let Some(wait) = wait {
+            let _ = write!(text, "; try again in {} s", wait.as_secs().max(1));
+        }
+        Error::new(Kind::UpstreamUnavailable, text).retry_after(wait)
+    }
+}
+
+/// The breakers of one upstream.
+pub struct Breakers {
+    upstream: String,
+    inner: Locked<Inner>,
+    limit: Arc<Limit>,
+    registry: Arc<Registry>,
+    events: Arc<Events>,
+    skipped: [Arc<Counter>; 3],
+    changes: [Arc<Counter>; 3],
+}
+
+struct Inner {
+    /// `upstream.breaker`.
+    on: bool,
+    rules: Rules,
+    cooldown_max: Duration,
+    address: Entry,
+    models: HashMap<Arc<str>, Entry>,
+    seed: u64,
+    swept_at: Instant,
+}
+
+struct Entry {
+    breaker: Breaker,
+    cause: Option<Cause>,
+    /// Of what is declared.
+    gauge: Option<Arc<Gauge>>,
+}
+
+/// A change to tell, and of which model.
+type Told = Option<(Option<Arc<str>>, Change, String)>;
+
+impl Entry {
+    fn new(rules: Rules, seed: u64, now: Instant) -> Self {
+        Entry { breaker: Breaker::new(rules, seed, now), cause: None, gauge: None }
+    }
+
+    fn failed(&mut self, error: &Error, now: Instant) {
+        let short = |text: String| -> Arc<str> { text[..boundary(&text)].into() };
+        let count = self.cause.as_ref().map_or(0, |cause| cause.count) + 1;
+        self.cause = Some(Cause {
+            code: error.row().code,
+            told: short(outcome::in_our_words(error)),
+            full: short(error.to_string()),
+            at: now,
+            count,
+        });
+    }
+
+    /// Keeps the gauge up to date, and makes what is to be told of a change.
+    fn told(&self, model: Option<&Arc<str>>, change: Option<Change>) -> Told {
+        let change = change?;
+        if let Some(gauge) = &self.gauge {
+            gauge.set(level(change.to));
+        }
+        let why = match (&self.cause, change.to) {
+            (Some(cause), Stand::Open) => format!("{} ({})", cause.told, cause.code),
+            _ => String::new(),
+        };
+        Some((model.cloned(), change, why))
+    }
+
+    fn view(&mut self, upstream: &str, model: Option<&str>, now: Instant) -> View {
+        let (calls, failed) = self.breaker.counts(now);
+        let until = |when: Instant| when.saturating_duration_since(now);
+        let since = |when: Instant| now.saturating_duration_since(when);
+        View {
+            upstream: upstream.to_owned(),
+            model: model.map(str::to_owned),
+            stand: self.breaker.stand(),
+            force: self.breaker.forced(),
+            since: since(self.breaker.since()),
+            next_try: self.breaker.next_try(now).map(until),
+            cooling_down: self.breaker.cooling_until(now).map(until),
+            calls,
+            failed,
+            cause: self.cause.clone().map(|cause| (cause.clone(), since(cause.at))),
+        }
+    }
+}
+
+/// Where to cut a failure's sentence.
+fn boundary(text: &str) -> usize {
+    let end = text.len().min(CAUSE_BYTES_MAX);
+    (0..=end).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0)
+}
+
+fn level(stand: Stand) -> u64 {
+    match stand {
+        Stand::Closed => 0,
+        Stand::HalfOpen => 1,
+        Stand::Open => 2,
+    }
+}
+
+impl Inner {
+    fn seed(&mut self) -> u64 {
+        // Knuth's constants for a linear congruence; the breakers only need different ones.
+        self.seed = self.seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        self.seed
+    }
+
+    /// Throws away what forgetting changes nothing about.
+    fn sweep(&mut self, now: Instant) {
+        self.models.retain(|_, entry| entry.gauge.is_some() || !entry.breaker.blank(now));
+    }
+
+    /// Sees to it that the model has a breaker; false when there is no room.
+    fn ensure(&mut self, model: &str, limit: &Limit, now: Instant) -> bool {
+        if self.models.contains_key(model) {
+            return true;
+        }
+        if self.models.len() >= BREAKERS_MAX {
+            if now.saturating_duration_since(self.swept_at) >= SWEEP_INTERVAL {
+                self.swept_at = now;
+                self.sweep(now);
+            }
+            if self.models.len() >= BREAKERS_MAX {
+                limit.refuse();
+                return false;
+            }
+        }
+        let entry = Entry::new(self.rules, self.seed(), now);
+        self.models.insert(model.into(), entry);
+        limit.set_now(self.models.len() as u64);
+        true
+    }
+}
+
+impl Breakers {
+    /// All closed, and on. `seed` makes their jitter.
+    pub fn new(
+        upstream: &str,
+        registry: &Arc<Registry>,
+        events: &Arc<Events>,
+        seed: u64,
+        now: Instant,
+    ) -> Arc<Self> {
+        let consequence = "a further model has no breaker of its own";
+        let limit =
+            registry.limit("upstream.breakers_max", upstream, BREAKERS_MAX as u64, consequence);
+        let skipped = ["open", "cooling_down", "forced_open"].map(|why| {
+            let help = "Requests that left an upstream out because of its breaker, by reason.";
+            let labels = [("upstream", upstream), ("reason", why)];
+            registry.counter("tidegate_upstream_skipped_total", help, &labels)
+        });
+        let changes = [Stand::Closed, Stand::HalfOpen, Stand::Open].map(|to| {
+            let help = "Changes of an upstream's breakers, by where they stand then.";
+            let labels = [("upstream", upstream), ("to", to.as_str())];
+            registry.counter("tidegate_upstream_breaker_changes_total", help, &labels)
+        });
+        let rules = Rules::default();
+        let mut address = Entry::new(rules, seed, now);
+        address.gauge = Some(registry.gauge(STATE.0, STATE.1, &[("upstream", upstream)]));
+        let inner = Inner {
+            on: true,
+            rules,
+            cooldown_max: Duration::from_secs(60),
+            address,
+            models: HashMap::new(),
+            seed,
+            swept_at: now,
+        };
+        Arc::new(Breakers {
+            upstream: upstream.to_owned(),
+            inner: Locked::new(Rank::Guard, inner),
+            limit,
+            registry: Arc::clone(registry),
+            events: Arc::clone(events),
+            skipped,
+            changes,
+        })
+    }
+
+    /// Other settings: where the breakers stand stays. `None` turns them off and forgets them.
+    pub fn reconfigure(&self, rules: Option<Rules>, cooldown_max: Duration, now: Instant) {
+        self.inner.with(|inner| {
+            inner.cooldown_max = cooldown_max;
+            inner.on = rules.is_some();
+            match rules {
+                Some(rules) => {
+                    inner.rules = rules;
+                    // Connecting is fast or it fails: there is no slow way of it.
+                    inner.address.breaker.set_rules(Rules { slow_call: None, ..rules });
+                    for entry in inner.models.values_mut() {
+                        entry.breaker.set_rules(rules);
+                    }
+                }
+                None => {
+                    let gauge = inner.address.gauge.take();
+                    inner.address = Entry::new(inner.rules, inner.seed(), now);
+                    inner.address.gauge = gauge;
+                    inner.models.clear();
+                }
+            }
+        });
+        self.show();
+    }
+
+    /// These models are declared: each has its breaker from the start, and its gauge.
+    pub fn declare(&self, models: &[&str], now: Instant) {
+        let gauges: Vec<_> = models.iter().map(|model| (*model, self.gauge(model))).collect();
+        let retired = self.inner.with(|inner| {
+            let mut retired: Vec<Arc<str>> = Vec::new();
+            for (model, entry) in &mut inner.models {
+                if entry.gauge.is_some() && !models.contains(&&**model) {
+                    entry.gauge = None;
+                    retired.push(Arc::clone(model));
+                }
+            }
+            for (model, gauge) in gauges {
+                if inner.on
+                    && inner.ensure(model, &self.limit, now)
+                    && let Some(entry) = inner.models.get_mut(model)
+                {
+                    entry.gauge = Some(gauge);
+                }
+            }
+            retired
+        });
+        for model in retired {
+            let labels = [("upstream", &*self.upstream), ("model", &*model)];
+            self.registry.forget(STATE.0, &labels);
+        }
+        self.show();
+    }
+
+    fn gauge(&self, model: &str) -> Arc<Gauge> {
+        let labels = [("upstream", &*self.upstream), ("model", model)];
+        self.registry.gauge(STATE.0, STATE.1, &labels)
+    }
+
+    fn show(&self) {
+        self.inner.with(|inner| {
+            for entry in std::iter::once(&inner.address).chain(inner.models.values()) {
+                if let Some(gauge) = &entry.gauge {
+                    gauge.set(level(entry.breaker.stand()));
+                }
+            }
+            self.limit.set_now(inner.models.len() as u64);
+        });
+    }
+
+    /// Asks for the right to call `model`.
+    ///
+    /// # Errors
+    /// Why it may not be called now.
+    pub fn admit(self: &Arc<Self>, model: &str, now: Instant) -> Result<Pass, Unavailable> {
+        let mut pass = Pass::free(now);
+        let mut told = [None, None];
+        let refused = self.inner.with(|inner| {
+            if !inner.on {
+                return None;
+            }
+            let refuse = |refused: Refused, entry: &Entry| Unavailable {
+                why: refused.why,
+                until: refused.until,
+                upstream: self.upstream.clone(),
+                cause: entry.cause.clone(),
+            };
+            // The address first: it may save the model's probe.
+            let (admitted, change) = inner.address.breaker.admit(now);
+            told[0] = inner.address.told(None, change);
+            match admitted {
+                Ok(ticket) => pass.address = Some(ticket),
+                Err(refused) => return Some(refuse(refused, &inner.address)),
+            }
+            if !inner.ensure(model, &self.limit, now) {
+                return None;
+            }
+            let name = Arc::clone(inner.models.get_key_value(model)?.0);
+            let entry = inner.models.get_mut(model)?;
+            let (admitted, change) = entry.breaker.admit(now);
+            told[1] = entry.told(Some(&name), change);
+            match admitted {
+                Ok(ticket) => {
+                    pass.model = Some((name, ticket));
+                    None
+                }
+                Err(refused) => {
+                    let refused = refuse(refused, entry);
+                    if let Some(ticket) = pass.address.take() {
+                        inner.address.breaker.settle(ticket, Verdict::Nothing, now);
+                    }
+                    Some(refused)
+                }
+            }
+        });
+        self.tell(told);
+        if let Some(refused) = refused {
+            let reason = match refused.why {
+                Why::Open | Why::Probing => 0,
+                Why::CoolingDown => 1,
+                Why::Forced => 2,
+            };
+            self.skipped[reason].inc();
+            return Err(refused);
+        }
+        if pass.address.is_some() {
+            pass.breakers = Some(Arc::clone(self));
+        }
+        Ok(pass)
+    }
+
+    /// Sets a breaker by hand: of one model, or of the upstream's address. False when there is no
+    /// such breaker (and no room for it).
+    pub fn force(&self, model: Option<&str>, force: Force, now: Instant) -> bool {
+        let told = self.inner.with(|inner| match model {
+            None => {
+                let change = inner.address.breaker.force(force, now);
+                Some(inner.address.told(None, change))
+            }
+            Some(model) => {
+                if !inner.on || !inner.ensure(model, &self.limit, now) {
+                    return None;
+                }
+                let entry = inner.models.get_mut(model)?;
+                let change = entry.breaker.force(force, now);
+                Some(entry.told(Some(&model.into()), change))
+            }
+        });
+        let known = told.is_some();
+        self.tell([told.flatten(), None]);
+        known
+    }
+
+    /// All of them, the address first, then by model.
+    pub fn list(&self, now: Instant) -> Vec<View> {
+        let mut list = self.inner.with(|inner| {
+            if !inner.on {
+                return Vec::new();
+            }
+            let mut list = vec![inner.address.view(&self.upstream, None, now)];
+            for (model, entry) in &mut inner.models {
+                list.push(entry.view(&self.upstream, Some(model), now));
+            }
+            list
+        });
+        list.sort_by(|a, b| a.model.cmp(&b.model));
+        list
+    }
+
+    /// Throws away the breakers that nobody needs.
+    pub fn sweep(&self, now: Instant) {
+        self.inner.with(|inner| {
+            inner.sweep(now);
+            self.limit.set_now(inner.models.len() as u64);
+        });
+    }
+
+    fn tell(&self, told: [Told; 2]) {
+        for (model, change, why) in told.into_iter().flatten() {
+            self.changes[usize::try_from(level(change.to)).unwrap_or(0)].inc();
+            let subject = match &model {
+                Some(model) => format!("{}/{model}", self.upstream),
+                None => self.upstream.clone(),
+            };
+            let (level, kind) = match change.to {
+                Stand::Open => (log::Level::Warn, "breaker_opened"),
+                Stand::HalfOpen => (log::Level::Info, "breaker_half_open"),
+                Stand::Closed => (log::Level::Info, "breaker_closed"),
+            };
+            self.events.record(level, kind, &subject, why);
+        }
+    }
+}
+
+/// The right to one call. Dropped without a verdict it says nothing about the upstream.
+pub struct Pass {
+    breakers: Option<Arc<Breakers>>,
+    address: Option<Ticket>,
+    model: Option<(Arc<str>, Ticket)>,
+    begun: Instant,
+    flows_at: Option<Instant>,
+}
+
+impl Pass {
+    /// One that no breaker gave.
+    pub fn free(now: Instant) -> Self {
+        Pass { breakers: None, address: None, model: None, begun: now, flows_at: None }
+    }
+
+    /// Whether this call decides for all others.
+    pub fn is_probe(&self) -> bool {
+        let model = self.model.as_ref().map(|(_, ticket)| ticket);
+        self.address.as_ref().is_some_and(Ticket::is_probe) || model.is_some_and(Ticket::is_probe)
+    }
+
+    /// The call itself begins: what was waited for before is not the upstream's.
+    pub fn begins(&mut self, now: Instant) {
+        self.begun = now;
+    }
+
+    /// When the call began.
+    pub fn begun(&self) -> Instant {
+        self.begun
+    }
+
+    /// The first content of the answer is out.
+    pub fn flows(&mut self, now: Instant) {
+        self.flows_at.get_or_insert(now);
+        let Some(breakers) = &self.breakers else { return };
+        breakers.inner.with(|inner| {
+            if let Some(ticket) = &mut self.address {
+                inner.address.breaker.flows(ticket, now);
+            }
+            if let Some((model, ticket)) = &mut self.model
+                && let Some(entry) = inner.models.get_mut(model)
+            {
+                entry.breaker.flows(ticket, now);
+            }
+        });
+    }
+
+    /// From the call's beginning to its first content; to its end where none flowed.
+    pub fn latency(&self, now: Instant) -> Duration {
+        self.flows_at.unwrap_or(now).saturating_duration_since(self.begun)
+    }
+
+    /// The call ended well.
+    pub fn answered(self, now: Instant) {
+        self.settle(Outcome::Good, None, now);
+    }
+
+    /// The call ended with this error. `fair` as in [`outcome::of_error`].
+    pub fn failed(self, error: &Error, fair: bool, now: Instant) {
+        self.settle(outcome::of_error(error, fair), Some(error), now);
+    }
+
+    fn settle(mut self, outcome: Outcome, error: Option<&Error>, now: Instant) {
+        let took = self.latency(now);
+        self.finish(outcome, error, took, now);
+    }
+
+    fn finish(&mut self, outcome: Outcome, error: Option<&Error>, took: Duration, now: Instant) {
+        let Some(breakers) = self.breakers.take() else { return };
+        let (address, model) = verdicts(outcome, took);
+        let (address_ticket, model_ticket) = (self.address.take(), self.model.take());
+        let told = breakers.inner.with(|inner| {
+            let mut told = [None, None];
+            if let Some(ticket) = address_ticket {
+                if let (Verdict::Failed, Some(error)) = (address, error) {
+                    inner.address.failed(error, now);
+                }
+                let change = inner.address.breaker.settle(ticket, address, now);
+                told[0] = inner.address.told(None, change);
+            }
+            let cooldown_max = inner.cooldown_max;
+            if let Some((name, ticket)) = model_ticket
+                && let Some(entry) = inner.models.get_mut(&name)
+            {
+                if let Some(error) = error {
+                    let cool = outcome::cool_down(error, cooldown_max);
+                    if model == Verdict::Failed || cool.is_some() {
+                        entry.failed(error, now);
+                    }
+                    if let Some(wait) = cool {
+                        entry.breaker.cool_down(now + wait);
+                    }
+                }
+                let change = entry.breaker.settle(ticket, model, now);
+                told[1] = entry.told(Some(&name), change);
+            }
+            told
+        });
+        breakers.tell(told);
+    }
+}
+
+impl Drop for Pass {
+    fn drop(&mut self) {
+        if self.breakers.is_some() {
+            self.finish(Outcome::Nothing, None, Duration::ZERO, self.begun);
+        }
+    }
+}
+
+/// What an outcome says to the breaker of the address, and to the model's.
+fn verdicts(outcome: Outcome, took: Duration) -> (Verdict, Verdict) {
+    match outcome {
+        Outcome::Good => (Verdict::Alive, Verdict::Good(took)),
+        Outcome::Alive => (Verdict::Alive, Verdict::Alive),
+        // Whoever fails is there.
+        Outcome::Failed => (Verdict::Alive, Verdict::Failed),
+        Outcome::Unreachable => (Verdict::Failed, Verdict::Nothing),
+        Outcome::Nothing => (Verdict::Nothing, Verdict::Nothing),
+    }
+}
