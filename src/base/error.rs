@@ -116,8 +116,12 @@ pub enum Kind {
     OriginNotAllowed,
     /// The upstream limits us (429).
     UpstreamRateLimited,
-    /// No worker took the request in time.
+    /// `server.queue_max`.
     QueueFull,
+    /// No worker took the request within `server.queue_timeout`.
+    QueueTimeout,
+    /// The process is at its overload level `critical`.
+    Overloaded,
     /// `server.connections_max`.
     ConnectionsFull,
     /// `server.bodies_total_max`.
@@ -201,6 +205,8 @@ impl Kind {
             Kind::OriginNotAllowed => ("origin_not_allowed", 403, Auth, Warn, false),
             Kind::UpstreamRateLimited => ("upstream_rate_limited", 429, RateLimit, Warn, true),
             Kind::QueueFull => ("queue_full", 503, Overload, Warn, true),
+            Kind::QueueTimeout => ("queue_timeout", 503, Overload, Warn, true),
+            Kind::Overloaded => ("overloaded", 503, Overload, Warn, true),
             Kind::ConnectionsFull => ("connections_full", 503, Overload, Warn, true),
             Kind::BodiesFull => ("bodies_full", 503, Overload, Warn, true),
             Kind::WaitingFull => ("waiting_full", 503, Overload, Warn, true),

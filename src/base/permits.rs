@@ -121,6 +121,11 @@ impl Permits {
         self.held.now()
     }
 
+    /// The bound on permits, as a gauge.
+    pub fn held_limit(&self) -> &Arc<Limit> {
+        &self.held
+    }
+
     /// The bound on waiters, whose refusals are counted by this limit.
     pub fn waiting(&self) -> &Arc<Limit> {
         &self.waiting

@@ -17,7 +17,7 @@ use super::raw::{CONCURRENCY_DEFAULT, Raw, RawFormat, RawKind, RawLevel, RawLink
 use super::report::{Report, join};
 use super::secret;
 use super::settings::{
-    BaseUrl, Breaker, Config, Key, Log, LogFormat, Model, Ops, Server, Target, Upstream,
+    BaseUrl, Breaker, Config, Key, Log, LogFormat, Model, Ops, Overload, Server, Target, Upstream,
     UpstreamKind,
 };
 use super::unit::Size;
@@ -61,6 +61,11 @@ pub(super) fn build(raw: &Raw, site: &Site<'_>, report: &mut Report) -> Config {
     Config {
         path: site.path.map(Path::to_owned),
         ops: Ops { listen: address(&raw.ops.listen, 18790, "ops.listen", report) },
+        overload: Overload {
+            enabled: raw.overload.enabled,
+            memory_max: raw.overload.memory_max.map(|size| size.0),
+            calm: raw.overload.calm.0,
+        },
         keys: keys(raw, report),
         upstreams,
         models,
@@ -89,6 +94,7 @@ fn server(raw: &Raw, report: &mut Report) -> Server {
         waiting_max: s.waiting_max,
         waiting_timeout: s.waiting_timeout.0,
         queue_max: s.queue_max,
+        queue_timeout: s.queue_timeout.0,
         connections_max: s.connections_max,
         connections_per_address_max: s.connections_per_address_max,
         head_max: bytes(s.head_max),

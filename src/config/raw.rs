@@ -33,6 +33,9 @@ pub struct Raw {
     pub server: RawServer,
     /// The ops plane: health and metrics, on a port of its own.
     pub ops: RawOps,
+    /// What the gateway does when waits, memory, descriptors or exchanges run short: the levels
+    /// `busy`, `degraded` and `critical`, each with its actions.
+    pub overload: RawOverload,
     /// A key that a client may present as `Authorization: Bearer …`. Without any key the gateway is
     /// open to whoever reaches it, and is therefore refused on an address other than loopback.
     /// `tidegate key` makes one.
@@ -89,6 +92,12 @@ pub struct RawServer {
         "x-reload" = "restart",
     ))]
     pub queue_max: usize,
+
+    /// How long a complete request may wait for a worker. When for this long no request was taken
+    /// within a tenth of it, those above the tenth are refused too: what is answered then is answered
+    /// soon, and its client has not given up.
+    #[schemars(extend("x-min" = "10ms", "x-max" = "1h", "x-at-limit" = "503 with Retry-After"))]
+    pub queue_timeout: Span,
 
     /// Open connections of clients. At most half of the descriptors that the system allows are
     /// used; a higher value is cut to that at start, with a warning.
@@ -200,6 +209,7 @@ impl Default for RawServer {
             waiting_max: 1024,
             waiting_timeout: Span::seconds(10),
             queue_max: 512,
+            queue_timeout: Span::seconds(1),
             connections_max: 4096,
             connections_per_address_max: 0,
             head_max: Size::kib(16),
@@ -235,6 +245,37 @@ pub struct RawOps {
 impl Default for RawOps {
     fn default() -> Self {
         RawOps { listen: "127.0.0.1:18790".to_owned() }
+    }
+}
+
+/// `[overload]`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct RawOverload {
+    /// Whether there are levels at all. Without them only the limits of `[server]` and of each
+    /// upstream hold.
+    pub enabled: bool,
+
+    /// Resident memory that the process may have. From 80 % of it on the gateway is `busy`, from
+    /// 88 % `degraded`, from 95 % `critical`.
+    #[schemars(extend(
+        "x-default" = "the control group's limit or 80 % of the machine's memory, the smaller one",
+        "x-example" = "512MiB",
+        "x-min" = "1MiB",
+        "x-max" = "1024GiB",
+        "x-at-limit" = "new model calls get 503 with Retry-After",
+    ))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory_max: Option<Size>,
+
+    /// How long it must have been calm before a level is left.
+    #[schemars(extend("x-min" = "1s", "x-max" = "10m"))]
+    pub calm: Span,
+}
+
+impl Default for RawOverload {
+    fn default() -> Self {
+        RawOverload { enabled: true, memory_max: None, calm: Span::seconds(10) }
     }
 }
 

@@ -15,6 +15,8 @@ pub struct Config {
     pub server: Server,
     /// The ops plane.
     pub ops: Ops,
+    /// Overload levels.
+    pub overload: Overload,
     /// Who may ask; empty: anybody, and only on loopback.
     pub keys: Vec<Key>,
     /// The declared upstreams, and `echo`, which is always there.
@@ -37,6 +39,7 @@ pub struct Server {
     pub waiting_max: usize,
     pub waiting_timeout: Duration,
     pub queue_max: usize,
+    pub queue_timeout: Duration,
     pub connections_max: usize,
     pub connections_per_address_max: usize,
     pub head_max: usize,
@@ -66,6 +69,16 @@ pub struct Server {
 #[expect(missing_docs, reason = "each is documented where people write it: config/raw.rs")]
 pub struct Ops {
     pub listen: SocketAddr,
+}
+
+/// `[overload]`.
+#[derive(Clone, Debug, PartialEq)]
+#[expect(missing_docs, reason = "each is documented where people write it: config/raw.rs")]
+pub struct Overload {
+    pub enabled: bool,
+    /// In bytes; `None`: what the system allows.
+    pub memory_max: Option<u64>,
+    pub calm: Duration,
 }
 
 /// `[[key]]`.

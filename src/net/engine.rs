@@ -16,7 +16,9 @@ use super::accept;
 use super::address::Addresses;
 use super::inbox::{Inbox, Message, WAKE};
 use super::intake::Env;
+use super::line::Line;
 use super::park::{Park, Purpose, stop_waiting};
+use super::pressure::{Gauge, Throttle};
 use super::pump::{Pump, PumpInbox};
 use super::service::Service;
 use super::settings::{Fixed, Settings};
@@ -52,6 +54,8 @@ pub struct Shared {
     pub(super) bodies: Arc<Limit>,
     pub(super) answers: Arc<Limit>,
     pub(super) queued: Arc<Limit>,
+    pub(super) line: Line,
+    pub(super) pressure: Gauge,
     pub(super) parked: Arc<Limit>,
     pub(super) accepted: Arc<Counter>,
     pub(super) accept_errors: Arc<Counter>,
@@ -75,6 +79,11 @@ impl Shared {
         self.stopping.load(SeqCst)
     }
 
+    /// Whether a connection may go on after its answer.
+    pub(super) fn keeps_connections(&self) -> bool {
+        !self.draining() && self.pressure.keeps(&self.connections)
+    }
+
     /// The pump for the next stream, in turn; none for an engine without streams.
     pub(super) fn pump(&self) -> Option<&Arc<PumpInbox>> {
         let next = self.next_pump.fetch_add(1, SeqCst).checked_rem(self.pumps.len())?;
@@ -83,6 +92,18 @@ impl Shared {
 
     pub(super) fn queue_empty(&self) -> bool {
         self.queue.is_empty()
+    }
+
+    /// How long a task may wait for a worker (`server.queue_timeout`).
+    pub(super) fn queue_timeout(&self) -> Duration {
+        self.settings.load().queue_timeout
+    }
+
+    /// The oldest task that waits for a worker.
+    pub(super) fn take_queued(&self) -> Option<Task> {
+        let task = self.queue.try_recv().ok();
+        self.queued.set_now(self.queue.len() as u64);
+        task
     }
 
     pub(super) fn env<'a>(&'a self, settings: &'a Settings, peer: SocketAddr) -> Env<'a> {
@@ -151,6 +172,11 @@ impl Engine {
     /// Where it listens: the port that was bound when port 0 was asked for.
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// A hand on it for whoever watches over the process.
+    pub fn throttle(&self) -> Throttle {
+        Throttle::new(&self.shared)
     }
 
     /// Takes over new live settings.
@@ -271,6 +297,18 @@ fn shared(
             "close the client that has taken nothing for longest, else the newcomer",
         ),
         queued: limit("server.queue_max", fixed.queue_max, "503 queue_full"),
+        line: Line::new(
+            registry.histogram(
+                "tidegate_queue_wait_seconds",
+                "Time that complete requests waited for a worker.",
+                &[("engine", owner)],
+            ),
+            counter(
+                "tidegate_queue_late_total",
+                "Requests refused because they waited for a worker for too long.",
+            ),
+        ),
+        pressure: Gauge::new(registry, owner),
         parked: limit("parked", settings.connections_max, "bounded by server.connections_max"),
         accepted: counter("tidegate_connections_accepted_total", "Connections accepted."),
         accept_errors: counter(

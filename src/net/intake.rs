@@ -106,10 +106,19 @@ impl Intake {
                 Ok(Some((head, used))) => {
                     input.consume(used);
                     self.scanned = 0;
+                    let body = unasked_body(&head, input);
                     match self.admitted(head, env, started, now) {
                         Ok(None) => {}
                         Ok(Some(advance)) => return advance,
-                        Err(refusal) => return Advance::Refuse(refusal),
+                        Err(mut refusal) => {
+                            if let Some((length, keep_alive)) = body
+                                && spares(refusal.response.status)
+                            {
+                                input.consume(length);
+                                refusal.current.keep_alive = keep_alive;
+                            }
+                            return Advance::Refuse(refusal);
+                        }
                     }
                 }
                 Err(error) => return Advance::Refuse(self.refuse(&error, env)),
@@ -267,6 +276,20 @@ impl Partial {
         }
         Ok(self.decoder.finished())
     }
+}
+
+/// The body of a request, when it is here already, whole: its length, and whether its client goes on
+/// with the connection.
+fn unasked_body(head: &Head, input: &InputBuffer) -> Option<(usize, bool)> {
+    let BodyLength::Exact(length) = head.body else { return None };
+    let length = usize::try_from(length).ok()?;
+    (input.len() >= length && !head.expects_continue).then_some((length, head.keep_alive))
+}
+
+/// Whether a refusal spares the connection when the body is out of the way: whoever is only to come
+/// again later had better not need a new connection for it.
+fn spares(status: u16) -> bool {
+    matches!(status, 429 | 503)
 }
 
 fn too_large(max: u64) -> String {

@@ -4,7 +4,7 @@
 //! slow client has not taken yet, and refused connections that linger. All of them are data: a slow
 //! client costs a buffer, never a thread.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::net::{SocketAddr, TcpStream};
 use std::os::fd::{AsFd, AsRawFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -27,12 +27,12 @@ use super::respond;
 use super::service::{GiveUp, Job, Wait};
 use super::settings::{LINGER_BYTES_MAX, LINGER_TIMEOUT, PARK_READ_BYTES_MAX};
 use super::unsent::{Sent, Unsent};
-use super::workers::{Task, Work};
+use super::workers::{Healing, Task, Work, Workers};
 use crate::base::clock;
 use crate::base::error::{Error, Kind};
 use crate::base::heartbeat::Beat;
 use crate::base::id::RequestId;
-use crate::base::permits::{Permit, Place, Ticket};
+use crate::base::permits::{Place, Ticket};
 
 /// Events taken from the kernel at once.
 const EVENTS_MAX: usize = 1024;
@@ -104,6 +104,10 @@ pub struct Park {
     poll: Poll,
     accepted: Receiver<Accepted>,
     queue: Sender<Task>,
+    /// Since when each task of the queue waits, the oldest first; bounded by the queue. Workers take
+    /// from the queue and leave this as it is, so that only its last entries count.
+    waiting: VecDeque<Instant>,
+    healing: Healing,
     entries: Vec<Option<Entry>>,
     free: Vec<usize>,
     generations: u64,
@@ -126,6 +130,8 @@ impl Park {
             poll,
             accepted,
             queue,
+            waiting: VecDeque::new(),
+            healing: Healing::default(),
             entries: Vec::new(),
             free: Vec::new(),
             generations: 0,
@@ -142,6 +148,9 @@ impl Park {
             let now = clock::now();
             let sleep = if self.again.is_empty() && self.accepted.is_empty() {
                 let first = self.timers.first().map(|(when, _)| *when);
+                let healing = Workers::heal(&self.shared, &mut self.healing, now);
+                let queue = self.queue_deadline();
+                let first = [first, healing, queue].into_iter().flatten().min();
                 first.map_or(SLEEP_MAX, |when| when.saturating_duration_since(now).min(SLEEP_MAX))
             } else {
                 Duration::ZERO
@@ -176,9 +185,13 @@ impl Park {
                 self.guarded(None, |park| park.accept(accepted, now));
             }
             if self.shared.draining() {
-                self.close_idle(now);
+                self.close_idle(now, Duration::ZERO);
+            } else if let Some(idle_max) = self.shared.pressure.idle_max() {
+                let closed = self.close_idle(now, idle_max);
+                (0..closed).for_each(|_| self.shared.pressure.closed_idle());
             }
             self.expire(now);
+            self.guarded(None, |park| park.expire_queue(now));
             self.shared.parked.set_now((self.entries.len() - self.free.len()) as u64);
         }
         self.give_up_all();
@@ -230,10 +243,13 @@ impl Park {
         }
     }
 
-    /// Closes what waits for a next request, unless that has just come. Refused connections linger
-    /// on: closed now, they would lose their answer.
-    fn close_idle(&mut self, now: Instant) {
-        let idle: Vec<usize> = self.idle.iter().map(|(_, index)| *index).collect();
+    /// Closes what has waited for a next request for `idle_max`, unless that has just come; returns
+    /// how many. Refused connections linger on: closed now, they would lose their answer.
+    fn close_idle(&mut self, now: Instant, idle_max: Duration) -> usize {
+        let old = |since: Instant| now.saturating_duration_since(since) >= idle_max;
+        let idle = self.idle.iter().take_while(|(since, _)| old(*since));
+        let idle: Vec<usize> = idle.map(|(_, index)| *index).collect();
+        let mut closed = 0;
         for index in idle {
             self.guarded(Some(index), |park| {
                 park.read_on(index, now);
@@ -243,9 +259,11 @@ impl Park {
                 };
                 if entry.is_some_and(idles) {
                     park.remove(index);
+                    closed += 1;
                 }
             });
         }
+        closed
     }
 
     // === Handed over by workers ===
@@ -431,6 +449,30 @@ impl Park {
         }
     }
 
+    /// When the oldest task of the queue will have waited for too long.
+    fn queue_deadline(&mut self) -> Option<Instant> {
+        let gone = self.waiting.len().saturating_sub(self.queue.len());
+        self.waiting.drain(..gone);
+        self.waiting.front().map(|since| *since + self.shared.queue_timeout())
+    }
+
+    /// Refuses tasks whose time is over. Workers do it themselves as they take tasks; this is for
+    /// when there is none to take any.
+    fn expire_queue(&mut self, now: Instant) {
+        while self.queue_deadline().is_some_and(|deadline| deadline <= now) {
+            let Some(task) = self.shared.take_queued() else { return };
+            let late = self.shared.line.overdue(task.since, self.shared.queue_timeout(), now);
+            match late {
+                Some(error) => match task.work.turn_down(&self.shared, error) {
+                    Ok(response) => self.respond(task.conn, &response, true, now),
+                    Err(work) => self.dispatch(task.conn, work, now),
+                },
+                // A worker took the old one meanwhile. This one goes to the end of the line.
+                None => self.enqueue(task, now),
+            }
+        }
+    }
+
     fn expired(&mut self, index: usize, now: Instant) {
         let Some(Some(entry)) = self.entries.get_mut(index) else { return };
         match &mut entry.state {
@@ -467,25 +509,26 @@ impl Park {
     // === Answers ===
 
     fn dispatch(&mut self, conn: Box<ClientConn>, work: Work, now: Instant) {
-        match self.queue.try_send(Task { conn, work }) {
-            Ok(()) => self.shared.queued.set_now(self.queue.len() as u64),
+        self.enqueue(Task { conn, work, since: now }, now);
+    }
+
+    fn enqueue(&mut self, task: Task, now: Instant) {
+        let since = task.since;
+        match self.queue.try_send(task) {
+            Ok(()) => {
+                let queued = self.queue.len();
+                self.shared.queued.set_now(queued as u64);
+                self.waiting.push_back(since);
+                let gone = self.waiting.len().saturating_sub(queued);
+                self.waiting.drain(..gone);
+            }
             Err(TrySendError::Full(task) | TrySendError::Disconnected(task)) => {
                 self.shared.queued.refuse();
                 let context = "all workers are busy and the queue is full; try again shortly";
                 let error = Error::new(Kind::QueueFull, context);
-                match task.work {
-                    Work::Start(request) => {
-                        let head = Some(&request.head);
-                        let peer = &request.peer;
-                        let response = self.shared.service.refuse(&error, head, peer, &request.id);
-                        self.respond(task.conn, &response, true, now);
-                    }
-                    Work::Resume(job, permit) => {
-                        drop::<Option<Permit>>(permit);
-                        if let GiveUp::Respond(response) = job.give_up(error) {
-                            self.respond(task.conn, &response, true, now);
-                        }
-                    }
+                // What could do without a permit cannot do without a worker.
+                if let Ok(response) = task.work.turn_down(&self.shared, error) {
+                    self.respond(task.conn, &response, true, now);
                 }
             }
         }
@@ -512,9 +555,9 @@ impl Park {
         now: Instant,
     ) {
         let Some(current) = conn.current.take() else { return };
-        let keep_alive = keep && current.keep_alive && !self.shared.draining();
+        let keep_alive = keep && current.keep_alive && self.shared.keeps_connections();
         let mut out = Vec::with_capacity(512 + response.body.len());
-        respond::whole(&mut out, response, &current, keep_alive);
+        respond::whole(&mut out, response, &current, keep_alive, self.shared.pressure.notice());
         self.flush(conn, out, !keep_alive, now);
     }
 
@@ -733,7 +776,7 @@ pub fn stop_waiting(conn: &ClientConn, job: Box<dyn Job>) {
         && let Some(current) = &conn.current
     {
         let mut out = Vec::new();
-        respond::whole(&mut out, &response, current, false);
+        respond::whole(&mut out, &response, current, false, None);
         let _ = conn.send_now(&out);
         conn.shut_write();
     }
@@ -750,7 +793,7 @@ pub fn turn_away(
     let id = RequestId::generate();
     let response = shared.service.refuse(&Error::new(kind, context), None, &peer, &id);
     let mut out = Vec::new();
-    respond::whole(&mut out, &response, &Current::lost(id), false);
+    respond::whole(&mut out, &response, &Current::lost(id), false, shared.pressure.notice());
     let dont_wait = rustix::net::SendFlags::DONTWAIT | rustix::net::SendFlags::NOSIGNAL;
     let _ = rustix::net::send(stream, &out, dont_wait);
     let _ = stream.shutdown(std::net::Shutdown::Write);

@@ -25,9 +25,16 @@ pub fn head<'a>(
     http1::write_response_head(out, status, body, connection, fields);
 }
 
-/// Writes a whole answer.
-pub fn whole(out: &mut Vec<u8>, response: &Response, current: &Current, keep_alive: bool) {
+/// Writes a whole answer. `notice`: a field that the engine adds to all of them.
+pub fn whole(
+    out: &mut Vec<u8>,
+    response: &Response,
+    current: &Current,
+    keep_alive: bool,
+    notice: Option<(&'static str, &'static str)>,
+) {
     let fields = response.headers.iter().map(|(name, value)| (*name, value.as_str()));
+    let fields = fields.chain(notice);
     let bodyless = matches!(response.status, 204 | 304);
     let body =
         if bodyless { BodyLength::None } else { BodyLength::Exact(response.body.len() as u64) };

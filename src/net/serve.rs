@@ -34,12 +34,20 @@ enum Next {
 }
 
 /// Serves `task`, and the requests behind it on the same connection for as long as that is right.
-pub fn serve(shared: &Arc<Shared>, task: Task, scratch: &mut Scratch) {
-    let Task { mut conn, mut work } = task;
+/// With `late` the first one is refused: it waited for a worker for too long.
+pub fn serve(shared: &Arc<Shared>, task: Task, late: Option<Error>, scratch: &mut Scratch) {
+    let Task { mut conn, work, .. } = task;
     let mut occupied: Option<Occupied> = None;
     let mut turns = 0;
+    let mut work = match late {
+        Some(error) => work.turn_down(shared, error),
+        None => Err(work),
+    };
     loop {
-        let (keep, step) = turn(shared, &mut conn, work, &mut occupied, scratch);
+        let (keep, step) = match work {
+            Ok(response) => (true, Step::Respond(response)),
+            Err(work) => turn(shared, &mut conn, work, &mut occupied, scratch),
+        };
         turns += 1;
         let next = match step {
             Step::Respond(response) => match respond_now(shared, conn, &response, keep, scratch) {
@@ -70,7 +78,7 @@ pub fn serve(shared: &Arc<Shared>, task: Task, scratch: &mut Scratch) {
             }
         };
         match next {
-            Next::Request(request) => work = Work::Start(request),
+            Next::Request(request) => work = Err(Work::Start(request)),
             Next::Done => {
                 // `following` says so only while the connection is ours: hand it on.
                 shared.inbox.park(conn, Purpose::Next);
@@ -128,10 +136,10 @@ fn respond_now(
     scratch: &mut Scratch,
 ) -> Option<Box<ClientConn>> {
     let current = conn.current.as_ref()?;
-    let keep_alive = keep && current.keep_alive && !shared.draining();
+    let keep_alive = keep && current.keep_alive && shared.keeps_connections();
     let out = &mut scratch.out;
     out.clear();
-    respond::whole(out, response, current, keep_alive);
+    respond::whole(out, response, current, keep_alive, shared.pressure.notice());
     let sent = match conn.send_now(out) {
         Ok(sent) => sent,
         Err(_) => return None,

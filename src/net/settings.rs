@@ -17,6 +17,7 @@ pub struct Settings {
     pub keepalive_timeout: Duration,
     pub write_timeout: Duration,
     pub waiting_timeout: Duration,
+    pub queue_timeout: Duration,
     pub connections_max: usize,
     pub connections_per_address_max: usize,
     pub trusted_proxies: Vec<IpAddr>,

@@ -125,8 +125,9 @@ impl ClientStream<'_> {
         }
         let Some(current) = self.conn.current.as_ref() else { return };
         let framing = if current.http11 { BodyLength::Chunked } else { BodyLength::UntilClose };
-        let keep_alive = current.keep_alive && !self.shared.draining();
-        respond::head(self.out, status, fields.iter().copied(), framing, current, keep_alive);
+        let keep_alive = current.keep_alive && self.shared.keeps_connections();
+        let fields = fields.iter().copied().chain(self.shared.pressure.notice());
+        respond::head(self.out, status, fields, framing, current, keep_alive);
         if let Some(current) = self.conn.current.as_mut() {
             current.keep_alive = keep_alive && framing == BodyLength::Chunked;
         }

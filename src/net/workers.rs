@@ -3,16 +3,18 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 
 use super::conn::ClientConn;
 use super::engine::Shared;
-use super::http::Request;
+use super::http::{Request, Response};
 use super::serve;
-use super::service::Job;
+use super::service::{GiveUp, Job};
+use crate::base::clock;
+use crate::base::error::Error;
 use crate::base::lock::{Locked, Rank};
 use crate::base::metrics::Limit;
 use crate::base::permits::Permit;
@@ -21,12 +23,19 @@ use crate::base::thread::{self, Thread};
 /// A thread that had nothing to do for this long, and is not needed as a ready one, ends.
 const SPARE_TIMEOUT: Duration = Duration::from_secs(60);
 
+/// After the operating system refused a thread: the time until it is asked again …
+const RETRY_MIN: Duration = Duration::from_millis(100);
+/// … doubled up to here.
+const RETRY_MAX: Duration = Duration::from_secs(1);
+
 /// What a worker is to do.
 pub struct Task {
     /// For whom.
     pub conn: Box<ClientConn>,
     /// What.
     pub work: Work,
+    /// Since when it waits for a worker.
+    pub since: Instant,
 }
 
 /// See [`Task`].
@@ -37,6 +46,25 @@ pub enum Work {
     Resume(Box<dyn Job>, Option<Permit>),
 }
 
+impl Work {
+    /// No worker takes it: what its client is told, or how it goes on without. Must not block.
+    pub fn turn_down(self, shared: &Shared, error: Error) -> Result<Response, Work> {
+        match self {
+            Work::Start(request) => {
+                let (head, peer) = (Some(&request.head), &request.peer);
+                Ok(shared.service.refuse(&error, head, peer, &request.id))
+            }
+            Work::Resume(job, permit) => {
+                drop::<Option<Permit>>(permit);
+                match job.give_up(error) {
+                    GiveUp::Respond(response) => Ok(response),
+                    GiveUp::GoOn(job) => Err(Work::Resume(job, None)),
+                }
+            }
+        }
+    }
+}
+
 /// The pool's bookkeeping.
 pub struct Workers {
     /// Threads that must be ready beside the occupied ones.
@@ -45,9 +73,21 @@ pub struct Workers {
     threads: AtomicUsize,
     /// Threads that run an exchange or stay with a connection.
     occupied: AtomicUsize,
+    /// The operating system refused a thread that is needed.
+    short: AtomicBool,
     gauge: Arc<Limit>,
     handles: Locked<Handles>,
     queue: Receiver<Task>,
+    /// Stands in for an operating system that refuses threads.
+    #[cfg(test)]
+    pub(super) refuse_threads: AtomicBool,
+}
+
+/// When to ask again for threads that the operating system refused. The parking thread holds it.
+#[derive(Default)]
+pub struct Healing {
+    next: Option<Instant>,
+    wait: Duration,
 }
 
 #[derive(Default)]
@@ -64,10 +104,41 @@ impl Workers {
             ready,
             threads: AtomicUsize::new(0),
             occupied: AtomicUsize::new(0),
+            short: AtomicBool::new(false),
             gauge,
             handles: Locked::new(Rank::Leaf, Handles::default()),
             queue,
+            #[cfg(test)]
+            refuse_threads: AtomicBool::new(false),
         }
+    }
+
+    /// Starts the threads that the operating system refused before; gives the time of the next try
+    /// when it still does. Without this, a gateway whose last ready worker began a long stream while
+    /// threads were short would take no request until that stream has ended.
+    pub fn heal(shared: &Arc<Shared>, healing: &mut Healing, now: Instant) -> Option<Instant> {
+        let workers = &shared.workers;
+        if !workers.short.load(SeqCst) {
+            *healing = Healing::default();
+            return None;
+        }
+        if let Some(next) = healing.next.filter(|next| *next > now) {
+            return Some(next);
+        }
+        while workers.needs_another() {
+            if spawn(shared).is_err() {
+                healing.wait = (healing.wait * 2).clamp(RETRY_MIN, RETRY_MAX);
+                healing.next = Some(now + healing.wait);
+                return healing.next;
+            }
+        }
+        workers.short.store(false, SeqCst);
+        *healing = Healing::default();
+        None
+    }
+
+    fn needs_another(&self) -> bool {
+        self.spare() < self.ready && self.gauge.now() < self.gauge.max()
     }
 
     /// Changes the limit on threads with the number of exchanges that may run.
@@ -122,9 +193,11 @@ impl Occupied {
     pub fn begin(shared: &Arc<Shared>) -> Self {
         let workers = &shared.workers;
         workers.occupied.fetch_add(1, SeqCst);
-        if workers.spare() < workers.ready && workers.gauge.now() < workers.gauge.max() {
-            // A refusal by the operating system only means fewer ready threads.
-            let _ = spawn(shared);
+        // A refusal by the operating system means fewer ready threads, until the parking thread
+        // has better luck.
+        if workers.needs_another() && spawn(shared).is_err() {
+            workers.short.store(true, SeqCst);
+            shared.inbox.wake();
         }
         Occupied { shared: Arc::clone(shared) }
     }
@@ -160,7 +233,15 @@ fn spawn(shared: &Arc<Shared>) -> std::io::Result<()> {
     workers.threads.fetch_add(1, SeqCst);
     let for_thread = Arc::clone(shared);
     let name = format!("{}-{}", shared.name, number % 100_000);
-    let spawned = thread::spawn(&name, move || run(&for_thread));
+    #[cfg(test)]
+    let refused = workers.refuse_threads.load(SeqCst);
+    #[cfg(not(test))]
+    let refused = false;
+    let spawned = if refused {
+        Err(std::io::ErrorKind::WouldBlock.into())
+    } else {
+        thread::spawn(&name, move || run(&for_thread))
+    };
     match spawned {
         Ok(thread) => {
             workers.gauge.set_now(workers.threads.load(SeqCst) as u64);
@@ -190,10 +271,13 @@ fn run(shared: &Arc<Shared>) {
     loop {
         match workers.queue.recv_timeout(SPARE_TIMEOUT) {
             Ok(task) => {
-                shared.queued.set_now(workers.queue.len() as u64);
+                let left = workers.queue.len();
+                shared.queued.set_now(left as u64);
+                let now = clock::now();
+                let late = shared.line.taken(task.since, left == 0, shared.queue_timeout(), now);
                 // Handlers are caught where they can still be answered; what is left is the
                 // service's word on the next head. The connection is closed then.
-                let served = AssertUnwindSafe(|| serve::serve(shared, task, &mut scratch));
+                let served = AssertUnwindSafe(|| serve::serve(shared, task, late, &mut scratch));
                 if catch_unwind(served).is_err() {
                     shared.panics.inc();
                 }

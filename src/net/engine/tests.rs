@@ -228,6 +228,7 @@ fn settings() -> Settings {
         body_timeout: Duration::from_millis(600),
         keepalive_timeout: Duration::from_secs(5),
         write_timeout: Duration::from_millis(500),
+        queue_timeout: Duration::from_millis(500),
         waiting_timeout: Duration::from_secs(1),
         connections_max: 8,
         connections_per_address_max: 0,

@@ -157,8 +157,16 @@ impl Pool {
     /// Closes connections that were idle for longer than [`IDLE_AGE_MAX`]. To be called now and
     /// then, so that a quiet upstream's connections go too.
     pub fn sweep(&self, now: Instant) {
+        self.close(|since| now.saturating_duration_since(*since) >= IDLE_AGE_MAX);
+    }
+
+    /// Closes every idle connection.
+    pub fn close_idle(&self) {
+        self.close(|_| true);
+    }
+
+    fn close(&self, old: impl Fn(&Instant) -> bool) {
         let old = self.shared.state.with(|state| {
-            let old = |since: &Instant| now.saturating_duration_since(*since) >= IDLE_AGE_MAX;
             let count = state.idle.partition_point(|(_, since)| old(since));
             if state.idle.len() == count {
                 state.buffers.clear();
