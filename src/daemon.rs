@@ -5,6 +5,7 @@
 
 mod descriptors;
 mod drain;
+mod overload;
 mod planes;
 mod reload;
 mod running;

@@ -21,6 +21,7 @@ use arc_swap::ArcSwap;
 
 use crate::base::error::{Error, Kind};
 use crate::base::id::RequestId;
+use crate::health::overload::{Action, Overload};
 use crate::net::http::{Head, Method, Request, Response};
 use crate::net::service::{Admission, Service, Step};
 use crate::net::turn::Turn;
@@ -42,6 +43,7 @@ pub struct Gateway {
     metrics: Arc<Metrics>,
     calls: Arc<Calls>,
     catalog: Arc<Catalog>,
+    overload: Arc<Overload>,
 }
 
 impl Gateway {
@@ -51,8 +53,9 @@ impl Gateway {
         metrics: Arc<Metrics>,
         calls: Arc<Calls>,
         catalog: Arc<Catalog>,
+        overload: Arc<Overload>,
     ) -> Arc<Self> {
-        Arc::new(Gateway { state: ArcSwap::from_pointee(state), metrics, calls, catalog })
+        Arc::new(Gateway { state: ArcSwap::from_pointee(state), metrics, calls, catalog, overload })
     }
 
     /// The state now.
@@ -90,6 +93,12 @@ impl Gateway {
         };
         let key = state.keys.check(&head.headers).map_err(plain)?;
         let body_max = match routes::route(row) {
+            Some(Route::Llm(_)) if self.overload.does(Action::CallsRefused) => {
+                let context = "the gateway is overloaded and takes no new model calls; \
+                               try again shortly";
+                let error = Error::new(Kind::Overloaded, context);
+                return Err(plain(error.retry_after(Some(self.overload.retry_after()))));
+            }
             Some(Route::Llm(_)) => state.config.server.body_max as u64,
             _ => SMALL_BODY_MAX,
         };

@@ -30,6 +30,8 @@ mod config;
 mod dialects;
 // Every fault of an upstream, in every combination.
 mod faults;
+// Overload levels: each reached, what is done there, and the way back.
+mod overload;
 // Clients that mean harm: slow, many, endless.
 mod hostile;
 // Upstreams that lie, requests with two readings, answers that must not be swapped.

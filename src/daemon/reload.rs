@@ -87,6 +87,7 @@ impl Running {
         state.adopt(&self.links);
         self.gateway.reconfigure(state);
         self.catalog.reconfigure(&config);
+        self.watch.reconfigure(config.overload.clone());
         export(&self.registry, &[&config]);
         self.config = config;
         Ok(warnings)

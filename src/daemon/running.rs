@@ -17,6 +17,8 @@ use crate::gateway::Gateway;
 use crate::gateway::catalog::Catalog;
 use crate::gateway::metrics::Metrics;
 use crate::gateway::state::State;
+use crate::health::overload::{Action, Overload};
+use crate::health::trim::Trimmers;
 use crate::net::engine::Engine;
 use crate::net::outbound::Resolver;
 use crate::observe::log::{self as logs, LogHandle};
@@ -25,6 +27,7 @@ use crate::ops::OpsHandler;
 use crate::upstream::calls::Calls;
 use crate::upstream::link::Links;
 
+use super::overload::{Hands, Watch};
 use super::{descriptors, planes, reload};
 
 /// The main loop's own heartbeat: it wakes every second, and a reload takes less than this.
@@ -34,6 +37,8 @@ const MAIN_SILENCE_MAX: Duration = Duration::from_secs(30);
 pub struct Running {
     pub(super) config_path: Option<PathBuf>,
     pub(super) config: Arc<Config>,
+    /// First, so that it ends before what it has a hand on.
+    pub(super) watch: Watch,
     pub(super) data: Engine,
     pub(super) ops: Engine,
     pub(super) gateway: Arc<Gateway>,
@@ -70,6 +75,9 @@ pub enum Refusal {
     /// Something about an upstream.
     #[error("{0}")]
     Upstream(#[from] crate::base::error::Error),
+    /// A thread.
+    #[error("no thread for {0}: {1}; raise the limit on processes and threads")]
+    Thread(&'static str, std::io::Error),
 }
 
 /// What to do about an address that cannot be bound.
@@ -121,7 +129,14 @@ impl Running {
         let state = State::build(Arc::clone(&config), &links)?;
         state.adopt(&links);
         let metrics = Metrics::new(Arc::clone(&registry));
-        let gateway = Gateway::new(state, metrics, Arc::clone(&calls), Arc::clone(&catalog));
+        let overload = Arc::new(Overload::default());
+        let gateway = Gateway::new(
+            state,
+            metrics,
+            Arc::clone(&calls),
+            Arc::clone(&catalog),
+            Arc::clone(&overload),
+        );
 
         let handler = OpsHandler::new(
             Arc::clone(&board),
@@ -144,9 +159,27 @@ impl Running {
             Engine::start(&fixed, settings, service, &registry, &heartbeats).map_err(|error| {
                 Refusal::Listen { address: fixed.listen, key: "server.listen", error }
             })?;
+        let trimmers = Arc::new(Trimmers::default());
+        let pools = Arc::clone(&links);
+        trimmers.register("upstream_connections", move |level| {
+            if level >= Action::CachesTrimmed.from() {
+                pools.close_idle();
+            }
+        });
+        let hands = Hands {
+            overload,
+            trimmers,
+            data: data.throttle(),
+            catalog: Arc::clone(&catalog),
+            events: Arc::clone(&events),
+            descriptors,
+        };
+        let watch = Watch::start(config.overload.clone(), hands, &board, &registry, &heartbeats)
+            .map_err(|error| Refusal::Thread("overload", error))?;
         Ok(Running {
             config_path,
             config,
+            watch,
             data,
             ops,
             gateway,

@@ -19,6 +19,7 @@ mod tests;
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::Receiver;
@@ -49,6 +50,8 @@ pub const FETCH_TIMEOUT: Duration = Duration::from_secs(3);
 pub struct Catalog {
     shared: Arc<Shared>,
     threads: Locked<Threads>,
+    /// What is known is not asked for again.
+    paused: AtomicBool,
     /// Disconnected once every thread has ended.
     ended: Receiver<()>,
 }
@@ -70,7 +73,7 @@ impl Catalog {
     ) -> Arc<Self> {
         let shared = Arc::new(Shared::new(resolver, registry, heartbeats));
         let (threads, ended) = Threads::new();
-        let catalog = Arc::new(Catalog { shared, threads, ended });
+        let catalog = Arc::new(Catalog { shared, threads, paused: AtomicBool::new(false), ended });
         catalog.reconfigure(config);
         catalog
     }
@@ -92,6 +95,11 @@ impl Catalog {
         for upstream in names {
             self.look(&Key { upstream, what: What::List });
         }
+    }
+
+    /// While it is paused, what is known is shown however old it is, and not asked for again.
+    pub fn pause(&self, paused: bool) {
+        self.paused.store(paused, Relaxed);
     }
 
     /// The lists of these upstreams, in their order. Waits for those that were never known, at most
@@ -179,6 +187,13 @@ impl Catalog {
     /// Looks, and has it asked when it is due.
     fn look(&self, key: &Key) -> Found {
         let shared = &self.shared;
+        if self.paused.load(Relaxed) {
+            let found = shared.state.with(|state| state.peek(key, clock::now()));
+            if found.known.is_some() {
+                shared.counters.looked(&key.what, &found);
+                return found;
+            }
+        }
         let found = shared.state.with(|state| state.look(key, clock::now()));
         shared.counters.looked(&key.what, &found);
         if found.started {

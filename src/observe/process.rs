@@ -51,6 +51,18 @@ pub fn resident_bytes() -> Option<u64> {
     None
 }
 
+/// Open descriptors of this process, cheaply: since Linux 6.2 the size of their folder is their
+/// number. Elsewhere they are counted.
+pub fn open_descriptors() -> Option<u64> {
+    #[cfg(target_os = "linux")]
+    if let Some(size) = fs::metadata("/proc/self/fd").ok().map(|folder| folder.len())
+        && size > 0
+    {
+        return Some(size);
+    }
+    open_fds()
+}
+
 fn open_fds() -> Option<u64> {
     // One of them is the descriptor that lists them.
     let folder = if cfg!(target_os = "linux") { "/proc/self/fd" } else { "/dev/fd" };
@@ -140,6 +152,8 @@ mod tests {
         let before = Process::now();
         let files: Vec<File> = (0..20).map(|_| File::open("/dev/null").unwrap()).collect();
         let process = Process::now();
+        let open = open_descriptors().unwrap();
+        assert!(open >= 20 && open.abs_diff(process.open_fds.unwrap()) < 20, "{open}");
         assert!(process.open_fds.unwrap() >= 20, "{process:?}");
         drop(files);
         assert!(process.max_fds.unwrap() > process.open_fds.unwrap());

@@ -183,6 +183,12 @@ impl Links {
         list
     }
 
+    /// Closes every idle connection.
+    pub fn close_idle(&self) {
+        let known: Vec<_> = self.known.with(|known| known.values().cloned().collect());
+        known.iter().filter_map(|link| link.pool.as_ref()).for_each(|pool| pool.close_idle());
+    }
+
     fn link(&self, settings: &Arc<Upstream>, old: Option<&Arc<Link>>) -> Result<Link> {
         let name = settings.name.as_str();
         let same_place = |old: &&Arc<Link>| origin(&old.settings) == origin(settings);

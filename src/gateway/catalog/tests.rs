@@ -298,7 +298,7 @@ fn discovery_never_waits() {
 
 #[test]
 fn what_was_known_is_shown_while_its_upstream_is_away() {
-    let ill = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let ill = Arc::new(AtomicBool::new(false));
     let theirs = Arc::clone(&ill);
     let peer = Peer::start(move |_: &Seen| {
         if theirs.load(std::sync::atomic::Ordering::SeqCst) {
