@@ -16,3 +16,4 @@ pub mod metrics;
 pub mod permits;
 pub mod thread;
 pub mod time_format;
+pub mod time_parse;

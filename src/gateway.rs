@@ -4,23 +4,31 @@ pub mod attempt;
 pub mod auth;
 pub mod browser;
 pub mod catalog;
+pub mod client;
 pub mod errors;
 pub mod exchange;
 pub mod flow;
 pub mod lists;
+pub mod lockout;
+pub mod media;
 pub mod metrics;
+pub mod rates;
 pub mod record;
 pub mod routes;
 pub mod source;
 pub mod state;
+pub mod table;
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::time::Instant;
 
 use arc_swap::ArcSwap;
 
+use crate::base::clock;
 use crate::base::error::{Error, Kind};
 use crate::base::id::RequestId;
+use crate::config::settings::Routes;
 use crate::health::overload::{Action, Overload};
 use crate::net::http::{Head, Method, Request, Response};
 use crate::net::service::{Admission, Service, Step};
@@ -29,7 +37,9 @@ use crate::upstream::calls::Calls;
 
 use catalog::Catalog;
 use exchange::Exchange;
+use lockout::Lockouts;
 use metrics::Metrics;
+use rates::{Fields, Rates, Who};
 use record::Record;
 use routes::{Found, Route};
 use state::State;
@@ -44,6 +54,22 @@ pub struct Gateway {
     calls: Arc<Calls>,
     catalog: Arc<Catalog>,
     overload: Arc<Overload>,
+    rates: Rates,
+    lockouts: Lockouts,
+}
+
+/// Why a request is refused, and what its answer says beside that.
+struct Refused {
+    error: Error,
+    /// The key that was shown, when it was a right one.
+    key: Option<Arc<str>>,
+    fields: Fields,
+}
+
+impl From<Error> for Refused {
+    fn from(error: Error) -> Self {
+        Refused { error, key: None, fields: Fields::new() }
+    }
 }
 
 impl Gateway {
@@ -54,8 +80,11 @@ impl Gateway {
         calls: Arc<Calls>,
         catalog: Arc<Catalog>,
         overload: Arc<Overload>,
+        rates: Rates,
+        lockouts: Lockouts,
     ) -> Arc<Self> {
-        Arc::new(Gateway { state: ArcSwap::from_pointee(state), metrics, calls, catalog, overload })
+        let state = ArcSwap::from_pointee(state);
+        Arc::new(Gateway { state, metrics, calls, catalog, overload, rates, lockouts })
     }
 
     /// The state now.
@@ -65,21 +94,37 @@ impl Gateway {
 
     /// Takes over a new state: requests that run keep theirs.
     pub fn reconfigure(&self, state: State) {
+        let old = self.state();
+        let keys_changed = old.config.keys != state.config.keys;
+        let addresses_max = state.config.server.addresses_max;
+        self.rates.adopt(&state.plan, addresses_max);
         self.state.store(Arc::new(state));
+        self.lockouts.reconfigure(addresses_max, keys_changed);
     }
 
-    fn admitted(&self, head: &Head) -> Result<Admission, (Error, Option<String>)> {
-        let plain = |error| (error, None);
+    /// Forgets what says nothing any more. To be called now and then.
+    pub fn sweep(&self) {
+        let now = clock::now();
+        self.lockouts.sweep(now);
+        self.rates.sweep(now);
+    }
+
+    /// What is used of the limits.
+    pub fn rates(&self) -> &Rates {
+        &self.rates
+    }
+
+    fn admitted(&self, head: &Head, peer: &SocketAddr) -> Result<Admission, Refused> {
         let state = self.state.load();
-        state.rules.host(&head.headers).map_err(plain)?;
-        state.rules.origin(&head.headers).map_err(plain)?;
+        state.rules.host(&head.headers)?;
+        let origin = state.rules.origin(&head.headers)?;
         let row = match routes::find(head.method, head.path()) {
             Found::Row(row) => row,
             Found::Nothing if head.method == Method::Options && head.path() == "*" => {
                 return Ok(Admission { body_max: 0, route: routes::OPTIONS, key: None });
             }
             Found::Nothing => {
-                return Err(plain(Error::new(Kind::NotFound, routes::nothing(head.path()))));
+                return Err(Error::new(Kind::NotFound, routes::nothing(head.path())).into());
             }
             // Browsers send no key with a preflight.
             Found::OtherMethods(_) if head.method == Method::Options => {
@@ -88,16 +133,34 @@ impl Gateway {
             Found::OtherMethods(methods) => {
                 let allow = routes::allow(methods);
                 let context = format!("this path takes {allow}");
-                return Err((Error::new(Kind::MethodNotAllowed, context), Some(allow)));
+                let error = Error::new(Kind::MethodNotAllowed, context);
+                return Err(Refused { error, key: None, fields: vec![("allow", allow)] });
             }
         };
-        let key = state.keys.check(&head.headers).map_err(plain)?;
-        let body_max = match routes::route(row) {
+        let now = clock::now();
+        let key = self.key(&state, head, peer, now)?;
+        let refused = |error, fields| Refused { error, key: key.clone(), fields };
+        media::check(head, origin.is_some()).map_err(|error| refused(error, Fields::new()))?;
+        let query_max = state.config.server.query_max;
+        if head.query().len() > query_max {
+            let context = format!("the query is longer than {query_max} bytes (server.query_max)");
+            return Err(refused(Error::new(Kind::QueryTooLong, context), Fields::new()));
+        }
+        let route = routes::route(row);
+        if !state.plan.is_empty() {
+            let address = address(&state, head, peer);
+            let routes = route.map_or(Routes::Lists, Route::kind);
+            let who = Who { key: key.as_deref(), address, routes };
+            let charged = state.plan.request(&who, now);
+            charged.map_err(|error| refused(error, state.plan.fields(&who, now)))?;
+        }
+        let body_max = match route {
             Some(Route::Llm(_)) if self.overload.does(Action::CallsRefused) => {
                 let context = "the gateway is overloaded and takes no new model calls; \
                                try again shortly";
                 let error = Error::new(Kind::Overloaded, context);
-                return Err(plain(error.retry_after(Some(self.overload.retry_after()))));
+                let error = error.retry_after(Some(self.overload.retry_after()));
+                return Err(refused(error, Fields::new()));
             }
             Some(Route::Llm(_)) => state.config.server.body_max as u64,
             _ => SMALL_BODY_MAX,
@@ -105,9 +168,74 @@ impl Gateway {
         Ok(Admission { body_max, route: row, key })
     }
 
+    /// The name of the key that is shown. Without keys nobody is asked for one, and one that is shown
+    /// is ignored.
+    fn key(
+        &self,
+        state: &State,
+        head: &Head,
+        peer: &SocketAddr,
+        now: Instant,
+    ) -> Result<Option<Arc<str>>, Error> {
+        if state.keys.is_empty() {
+            return Ok(None);
+        }
+        let shown = auth::shown(&head.headers)?;
+        let settings = &state.config.auth;
+        if settings.failures_max == 0 {
+            let holder = state.keys.holder(shown)?;
+            holder.valid_at(clock::unix().as_secs())?;
+            return Ok(Some(Arc::clone(&holder.name)));
+        }
+        let address = address(state, head, peer);
+        self.lockouts.check(address, shown, now)?;
+        match state.keys.holder(shown) {
+            Ok(holder) => {
+                holder.valid_at(clock::unix().as_secs())?;
+                self.lockouts.right(address, shown, holder, now);
+                Ok(Some(Arc::clone(&holder.name)))
+            }
+            Err(error) => {
+                self.lockouts.failed(address, shown, now, settings);
+                Err(error)
+            }
+        }
+    }
+
+    /// Who asks, as limits see it.
+    fn who<'a>(&self, state: &State, request: &'a Request) -> Who<'a> {
+        let routes = routes::route(request.route).map_or(Routes::Lists, Route::kind);
+        let address = match state.plan.is_empty() {
+            // Nobody looks at it.
+            true => request.peer.ip(),
+            false => address(state, &request.head, &request.peer),
+        };
+        Who { key: request.key.as_deref(), address, routes }
+    }
+
+    /// What an answer says about limits.
+    fn limit_fields(&self, state: &State, request: &Request) -> Fields {
+        if state.plan.is_empty() || request.route == routes::OPTIONS {
+            return Fields::new();
+        }
+        state.plan.fields(&self.who(state, request), clock::now())
+    }
+
+    /// The answer to what is refused before it is a whole request: one access line, one count.
+    fn refused(&self, error: &Error, head: Option<&Head>, mut record: Record) -> Response {
+        let response = errors::response(error, head.map_or("", Head::path));
+        record.failed(error);
+        record.finish(response.status, response.body.len() as u64);
+        match head {
+            Some(head) => self.state.load().readable(&head.headers, response),
+            None => response,
+        }
+    }
+
     /// Answers what needs no model.
     fn local(&self, request: &Request, state: &State) -> Result<Response, Error> {
         let (config, catalog) = (&*state.config, &*self.catalog);
+        let allowed = state.models(request.key.as_deref()).ok_or_else(lists::key_is_gone)?;
         match routes::route(request.route) {
             _ if request.route == routes::OPTIONS => {
                 let origin = state.rules.origin(&request.head.headers)?;
@@ -119,14 +247,14 @@ impl Gateway {
             }
             Some(Route::Root) => lists::root(),
             Some(Route::Version) => lists::version(),
-            Some(Route::Models) => lists::models(config, catalog),
+            Some(Route::Models) => lists::models(config, catalog, allowed),
             Some(Route::Model) => {
                 let id = request.head.path().strip_prefix(routes::MODEL_PREFIX);
-                lists::model(config, catalog, id.unwrap_or_default())
+                lists::model(config, catalog, allowed, id.unwrap_or_default())
             }
-            Some(Route::Tags) => lists::tags(config, catalog),
-            Some(Route::Ps) => lists::ps(config, catalog),
-            Some(Route::Show) => lists::show(config, catalog, &request.body),
+            Some(Route::Tags) => lists::tags(config, catalog, allowed),
+            Some(Route::Ps) => lists::ps(config, catalog, allowed),
+            Some(Route::Show) => lists::show(config, catalog, allowed, &request.body),
             Some(Route::Llm(_)) | None => Err(Error::new(Kind::Internal, "a route without a hand")),
         }
     }
@@ -139,12 +267,11 @@ impl Service for Gateway {
         peer: &SocketAddr,
         id: &RequestId,
     ) -> Result<Admission, Box<Response>> {
-        self.admitted(head).map_err(|(error, allow)| {
-            let response = self.refuse(&error, Some(head), peer, id);
-            Box::new(match allow {
-                Some(allow) => response.with("allow", allow),
-                None => response,
-            })
+        self.admitted(head, peer).map_err(|Refused { error, key, fields }| {
+            let record = Record::of_head(Some(head), *peer, id, &self.metrics).of_key(key);
+            let mut response = self.refused(&error, Some(head), record);
+            response.headers.extend(fields);
+            Box::new(response)
         })
     }
 
@@ -160,15 +287,15 @@ impl Service for Gateway {
         turn.occupy();
         let mut record = Record::of_request(&request, &self.metrics);
         let result = self.local(&request, &state);
-        let response = result.unwrap_or_else(|error| {
+        let mut response = result.unwrap_or_else(|error| {
             record.failed(&error);
             errors::response(&error, request.head.path())
         });
         record.finish(response.status, response.body.len() as u64);
+        response.headers.extend(self.limit_fields(&state, &request));
         Step::Respond(state.readable(&request.head.headers, response))
     }
 
-    /// Whatever is refused before it is a whole request ends here: one access line, one count.
     fn refuse(
         &self,
         error: &Error,
@@ -176,13 +303,11 @@ impl Service for Gateway {
         peer: &SocketAddr,
         id: &RequestId,
     ) -> Response {
-        let response = errors::response(error, head.map_or("", Head::path));
-        let mut record = Record::of_head(head, *peer, id, &self.metrics);
-        record.failed(error);
-        record.finish(response.status, response.body.len() as u64);
-        match head {
-            Some(head) => self.state.load().readable(&head.headers, response),
-            None => response,
-        }
+        self.refused(error, head, Record::of_head(head, *peer, id, &self.metrics))
     }
+}
+
+/// The address that limits count by.
+fn address(state: &State, head: &Head, peer: &SocketAddr) -> IpAddr {
+    client::address(peer, &head.headers, &state.config.server.trusted_proxies)
 }

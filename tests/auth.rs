@@ -13,8 +13,10 @@ use crate::support::sandbox::Sandbox;
 use crate::support::stream::Dialect;
 use crate::support::wire::Answer;
 
+/// Two keys, and nobody is locked out, however many wrong ones a test shows.
 fn with_keys(conf: Conf) -> Conf {
-    conf.text(&format!("[[key]]\nname = \"one\"\nsha256 = \"{}\"", hex("key-one")))
+    conf.text("[auth]\nfailures_max = 0")
+        .text(&format!("[[key]]\nname = \"one\"\nsha256 = \"{}\"", hex("key-one")))
         .text(&format!("[[key]]\nname = \"two\"\nsha256 = \"{}\"", hex("key-two").to_uppercase()))
 }
 

@@ -114,6 +114,20 @@ pub enum Kind {
     HostNotAllowed,
     /// A browser page from elsewhere.
     OriginNotAllowed,
+    /// The key has ended.
+    KeyExpired,
+    /// The key may not ask for this model.
+    ModelNotAllowed,
+    /// Too many wrong keys: nobody is listened to for a while.
+    LockedOut,
+    /// A body of a type that is no JSON.
+    MediaType,
+    /// `server.query_max`.
+    QueryTooLong,
+    /// One of our limits is used up.
+    RateLimited,
+    /// One request is estimated above what a limit ever lets through.
+    TokensAboveLimit,
     /// The upstream limits us (429).
     UpstreamRateLimited,
     /// `server.queue_max`.
@@ -203,6 +217,13 @@ impl Kind {
             Kind::Unauthorized => ("unauthorized", 401, Auth, Warn, false),
             Kind::HostNotAllowed => ("host_not_allowed", 403, Auth, Warn, false),
             Kind::OriginNotAllowed => ("origin_not_allowed", 403, Auth, Warn, false),
+            Kind::KeyExpired => ("key_expired", 401, Auth, Warn, false),
+            Kind::ModelNotAllowed => ("model_not_allowed", 403, Auth, Warn, false),
+            Kind::LockedOut => ("locked_out", 429, Auth, Warn, true),
+            Kind::MediaType => ("unsupported_media_type", 415, Validation, Info, false),
+            Kind::QueryTooLong => ("query_too_long", 414, Validation, Info, false),
+            Kind::RateLimited => ("rate_limited", 429, RateLimit, Info, true),
+            Kind::TokensAboveLimit => ("tokens_above_limit", 413, Validation, Info, false),
             Kind::UpstreamRateLimited => ("upstream_rate_limited", 429, RateLimit, Warn, true),
             Kind::QueueFull => ("queue_full", 503, Overload, Warn, true),
             Kind::QueueTimeout => ("queue_timeout", 503, Overload, Warn, true),
@@ -272,6 +293,7 @@ impl Error {
     /// no full stop, no secrets, no bodies.
     pub fn new(kind: Kind, context: impl Into<Cow<'static, str>>) -> Self {
         let origin = match kind.row().class {
+            Class::RateLimit if kind == Kind::RateLimited => Origin::Client,
             Class::Validation | Class::Auth => Origin::Client,
             Class::Upstream | Class::RateLimit => Origin::Upstream,
             Class::Overload | Class::Internal => Origin::Ourselves,
@@ -349,6 +371,18 @@ impl Error {
     }
 }
 
+impl Error {
+    /// `retry-after-ms`, which the OpenAI clients prefer: the same wait in milliseconds, at most a
+    /// minute. Only where the wait is known.
+    pub fn retry_after_ms(&self) -> Option<u64> {
+        let wait = self.retry_after.filter(|_| self.row().later)?;
+        Some(
+            u64::try_from(wait.as_nanos().div_ceil(1_000_000))
+                .map_or(60_000, |ms| ms.clamp(1, 60_000)),
+        )
+    }
+}
+
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.context)
@@ -402,6 +436,10 @@ mod tests {
         assert_eq!(error(None).retry_after_seconds(), Some(1));
         assert_eq!(error(Some(0)).retry_after_seconds(), Some(1));
         assert_eq!(error(Some(7)).retry_after_seconds(), Some(7));
+        assert_eq!(error(None).retry_after_ms(), None);
+        assert_eq!(error(Some(0)).retry_after_ms(), Some(1));
+        assert_eq!(error(Some(7)).retry_after_ms(), Some(7000));
+        assert_eq!(error(Some(86_400)).retry_after_ms(), Some(60_000));
         assert_eq!(error(Some(86_400)).retry_after_seconds(), Some(60));
         assert_eq!(Error::new(Kind::InvalidJson, "x").retry_after_seconds(), None);
     }

@@ -10,15 +10,20 @@ use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 
+use crate::base::gcra::Quota;
+use crate::base::time_parse;
+
 use super::fault::shown;
 use super::names::{ECHO, split};
 use super::nearest::nearest;
-use super::raw::{CONCURRENCY_DEFAULT, Raw, RawFormat, RawKind, RawLevel, RawLink, RawUpstream};
+use super::raw::{
+    CONCURRENCY_DEFAULT, Raw, RawFormat, RawKind, RawLevel, RawLink, RawPer, RawRoutes, RawUpstream,
+};
 use super::report::{Report, join};
 use super::secret;
 use super::settings::{
-    BaseUrl, Breaker, Config, Key, Log, LogFormat, Model, Ops, Overload, Server, Target, Upstream,
-    UpstreamKind,
+    Auth, BaseUrl, Breaker, Config, Key, Limit, Log, LogFormat, Model, OWN_LIMIT, Ops, Overload,
+    Per, Routes, Server, Target, Upstream, UpstreamKind,
 };
 use super::unit::Size;
 use super::url;
@@ -66,7 +71,13 @@ pub(super) fn build(raw: &Raw, site: &Site<'_>, report: &mut Report) -> Config {
             memory_max: raw.overload.memory_max.map(|size| size.0),
             calm: raw.overload.calm.0,
         },
+        auth: Auth {
+            failures_max: raw.auth.failures_max,
+            window: raw.auth.window.0,
+            lockout: raw.auth.lockout.0,
+        },
         keys: keys(raw, report),
+        limits: limits(raw, report),
         upstreams,
         models,
         log: log(raw, site),
@@ -100,6 +111,7 @@ fn server(raw: &Raw, report: &mut Report) -> Server {
         head_max: bytes(s.head_max),
         headers_max: s.headers_max,
         target_max: bytes(target_max),
+        query_max: bytes(s.query_max),
         head_timeout: s.head_timeout.0,
         body_max: bytes(body_max),
         bodies_total_max: bytes(s.bodies_total_max),
@@ -117,6 +129,7 @@ fn server(raw: &Raw, report: &mut Report) -> Server {
             IpAddr::from_str(text)
                 .map_err(|_| ("is no address", "write one, such as \"192.0.2.1\""))
         }),
+        addresses_max: s.addresses_max,
     }
 }
 
@@ -192,13 +205,114 @@ fn keys(raw: &Raw, report: &mut Report) -> Vec<Key> {
     unique("key", "sha256", digests.iter().map(String::as_str), report);
     let mut keys = Vec::with_capacity(raw.key.len());
     for (index, key) in raw.key.iter().enumerate().filter(|(_, key)| !key.sha256.is_empty()) {
-        let place = format!("key.{index}.sha256");
-        match secret::digest(&key.sha256) {
-            Ok(sha256) => keys.push(Key { name: key.name.clone(), sha256 }),
-            Err(why) => report.fault(&place, why, "make a key with tidegate key"),
+        let place = format!("key.{index}");
+        let sha256 = secret::digest(&key.sha256).unwrap_or_else(|why| {
+            report.fault(&join(&place, "sha256"), why, "make a key with tidegate key");
+            [0; 32]
+        });
+        for (at, pattern) in key.models.iter().enumerate() {
+            let place = join(&join(&place, "models"), &at.to_string());
+            models_pattern(pattern, &place, report);
         }
+        let expires = key.expires.as_ref().and_then(|text| {
+            let seconds = time_parse::unix_seconds(text);
+            if seconds.is_none() {
+                let text = format!("{} is no RFC 3339 time", shown(text));
+                let remedy = "write one with its zone, such as \"2030-01-01T00:00:00Z\"";
+                report.fault(&join(&place, "expires"), text, remedy);
+            }
+            seconds
+        });
+        keys.push(Key {
+            name: key.name.clone(),
+            sha256,
+            models: key.models.clone(),
+            expires,
+            requests: requests(key.requests_per_minute, key.burst, &place, report),
+            tokens: Quota::per_minute(key.tokens_per_minute, None),
+        });
     }
     keys
+}
+
+/// A name of a model, or the beginning of one with a `*` behind it.
+fn models_pattern(pattern: &str, place: &str, report: &mut Report) {
+    let name = pattern.strip_suffix('*').unwrap_or(pattern);
+    if pattern.is_empty() {
+        report.fault(place, "is empty", "write the name of a model, or take it out");
+    } else if name.contains('*') {
+        let text = format!("{} has a * that is not at its end", shown(pattern));
+        report.fault(place, text, "write it at the end only, as in \"local/*\"");
+    } else if pattern.trim() != pattern {
+        report.fault(place, "begins or ends with a blank", "take the blanks out");
+    }
+}
+
+fn requests(
+    per_minute: u64,
+    burst: Option<u64>,
+    place: &str,
+    report: &mut Report,
+) -> Option<Quota> {
+    if burst.is_some() && per_minute == 0 {
+        let remedy = "set requests_per_minute too, or take it out";
+        report.fault(&join(place, "burst"), "has no meaning without requests_per_minute", remedy);
+    }
+    Quota::per_minute(per_minute, burst)
+}
+
+fn limits(raw: &Raw, report: &mut Report) -> Vec<Limit> {
+    unique("limit", "name", raw.limit.iter().map(|limit| limit.name.as_str()), report);
+    let mut limits = Vec::with_capacity(raw.limit.len());
+    for (index, limit) in raw.limit.iter().enumerate() {
+        let place = format!("limit.{index}");
+        plain_name(&limit.name, &join(&place, "name"), report);
+        if limit.name == OWN_LIMIT {
+            let remedy = "give it another name";
+            report.fault(&join(&place, "name"), "is what a key's own limits are called", remedy);
+        }
+        let requests = requests(limit.requests_per_minute, limit.burst, &place, report);
+        let tokens = Quota::per_minute(limit.tokens_per_minute, None);
+        let written = |key: &str| report.written(&join(&place, key));
+        if !written("requests_per_minute") && !written("tokens_per_minute") {
+            let remedy = "set requests_per_minute or tokens_per_minute, or take it out";
+            report.fault(&place, "limits nothing", remedy);
+        }
+        if limit.routes == RawRoutes::Lists && tokens.is_some() {
+            let remedy = "take it out; lists have no tokens";
+            report.fault(
+                &join(&place, "tokens_per_minute"),
+                "has no meaning for routes = \"lists\"",
+                remedy,
+            );
+        }
+        limits.push(Limit {
+            name: limit.name.clone(),
+            per: match limit.per {
+                RawPer::All => Per::All,
+                RawPer::Address => Per::Address,
+                RawPer::Key => Per::Key,
+            },
+            routes: match limit.routes {
+                RawRoutes::All => None,
+                RawRoutes::Chat => Some(Routes::Chat),
+                RawRoutes::Embeddings => Some(Routes::Embeddings),
+                RawRoutes::Lists => Some(Routes::Lists),
+            },
+            requests,
+            tokens,
+        });
+    }
+    limits
+}
+
+/// Names that stand in headers and metrics.
+fn plain_name(name: &str, place: &str, report: &mut Report) {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
+    if !name.bytes().all(plain) {
+        let text = format!("{} holds other characters", shown(name));
+        report.fault(place, text, "write letters, digits, -, _ and . only");
+    }
 }
 
 /// Names must differ. Empty ones are missing, which the first step has told.
@@ -250,11 +364,7 @@ fn upstream(
         Some(RawKind::Ollama) | None => UpstreamKind::Ollama,
     };
     let at = |key: &str| join(place, key);
-    let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
-    if !raw.name.bytes().all(plain) {
-        let text = format!("{} holds other characters", shown(&raw.name));
-        report.fault(&at("name"), text, "write letters, digits, -, _ and . only");
-    }
+    plain_name(&raw.name, &at("name"), report);
     if raw.name == ECHO && raw.kind.is_some_and(|kind| kind != RawKind::Echo) {
         let remedy = "give it another name, or kind = \"echo\"";
         report.fault(&at("name"), "\"echo\" is the name of the built-in upstream", remedy);

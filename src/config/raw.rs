@@ -22,8 +22,12 @@ pub const UPSTREAMS_MAX: usize = 64;
 pub const MODELS_MAX: usize = 1024;
 /// Most fallbacks of one model.
 pub const FALLBACKS_MAX: usize = 15;
-/// Most entries of each list of hosts, origins and addresses.
+/// Most entries of each list of hosts, origins, addresses and models.
 pub const LIST_MAX: usize = 256;
+/// Most `[[limit]]` entries. Each costs every request that it covers some hundred nanoseconds.
+pub const LIMITS_MAX: usize = 16;
+/// Most requests or tokens a minute that can be written: far above what one machine passes on.
+pub const PER_MINUTE_MAX: u64 = 1_000_000_000;
 
 /// The whole file.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -36,11 +40,17 @@ pub struct Raw {
     /// What the gateway does when waits, memory, descriptors or exchanges run short: the levels
     /// `busy`, `degraded` and `critical`, each with its actions.
     pub overload: RawOverload,
-    /// A key that a client may present as `Authorization: Bearer …`. Without any key the gateway is
-    /// open to whoever reaches it, and is therefore refused on an address other than loopback.
-    /// `tidegate key` makes one.
+    /// What becomes of those who show wrong keys.
+    pub auth: RawAuth,
+    /// A key that a client may present as `Authorization: Bearer …`, or as `x-api-key` or `api-key`.
+    /// Without any key the gateway is open to whoever reaches it, and is therefore refused on an
+    /// address other than loopback. `tidegate key` makes one.
     #[schemars(length(max = KEYS_MAX))]
     pub key: Vec<RawKey>,
+    /// A limit on requests and tokens, beside those of a `[[key]]`. A request must be within each
+    /// limit that covers it, and counts in all of them or in none. Past it: 429 with Retry-After.
+    #[schemars(length(max = LIMITS_MAX))]
+    pub limit: Vec<RawLimit>,
     /// A server that answers for models. The upstream `echo` is built in and needs no entry.
     #[schemars(length(max = UPSTREAMS_MAX))]
     pub upstream: Vec<RawUpstream>,
@@ -124,6 +134,10 @@ pub struct RawServer {
     #[schemars(extend("x-min" = "64B", "x-max" = "64KiB", "x-at-limit" = "414"))]
     pub target_max: Size,
 
+    /// The query of a target, behind its `?`. What stands in it is ignored where it means nothing.
+    #[schemars(extend("x-min" = "0B", "x-max" = "64KiB", "x-at-limit" = "414"))]
+    pub query_max: Size,
+
     /// From the first byte of a request to the end of its head, however the bytes trickle.
     #[schemars(extend("x-min" = "1ms", "x-max" = "1h", "x-at-limit" = "408"))]
     pub head_timeout: Span,
@@ -195,9 +209,18 @@ pub struct RawServer {
     pub allowed_origins: Vec<String>,
 
     /// Addresses of proxies in front of the gateway. They are exempt from
-    /// `connections_per_address_max`.
+    /// `connections_per_address_max`, and what they say in `X-Forwarded-For` is believed: limits per
+    /// address and lockouts then mean the client behind them. Nobody else is believed.
     #[schemars(length(max = LIST_MAX), extend("x-example" = ["192.0.2.10"]))]
     pub trusted_proxies: Vec<String>,
+
+    /// Client addresses that are remembered: once for limits per address, once for wrong keys. An
+    /// address that is not remembered begins anew, so whoever commands more addresses than this gets
+    /// past the limits per address; those of keys and of all hold.
+    #[schemars(range(min = 64, max = 1_048_576), extend(
+        "x-at-limit" = "the address that asked longest ago is forgotten",
+    ))]
+    pub addresses_max: usize,
 }
 
 impl Default for RawServer {
@@ -215,6 +238,7 @@ impl Default for RawServer {
             head_max: Size::kib(16),
             headers_max: 100,
             target_max: Size::kib(8),
+            query_max: Size::kib(2),
             head_timeout: Span::seconds(10),
             body_max: Size::mib(32),
             bodies_total_max: Size::mib(256),
@@ -229,6 +253,7 @@ impl Default for RawServer {
             allowed_hosts: Vec::new(),
             allowed_origins: Vec::new(),
             trusted_proxies: Vec::new(),
+            addresses_max: 16_384,
         }
     }
 }
@@ -279,6 +304,33 @@ impl Default for RawOverload {
     }
 }
 
+/// `[auth]`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct RawAuth {
+    /// So many different wrong keys from one address lock this address out, and so many requests with
+    /// the same wrong key lock that key out; 0 turns both off. A key that was right from this address
+    /// before goes on being right, so that one client's mistake does not stop its neighbours.
+    #[schemars(range(min = 0, max = 1_000_000), extend(
+        "x-at-limit" = "429 with Retry-After, before the key is looked at",
+    ))]
+    pub failures_max: usize,
+
+    /// The time in which they are counted.
+    #[schemars(extend("x-min" = "1s", "x-max" = "24h"))]
+    pub window: Span,
+
+    /// How long a lockout lasts.
+    #[schemars(extend("x-min" = "1s", "x-max" = "24h"))]
+    pub lockout: Span,
+}
+
+impl Default for RawAuth {
+    fn default() -> Self {
+        RawAuth { failures_max: 20, window: Span::seconds(60), lockout: Span::seconds(60) }
+    }
+}
+
 /// `[[key]]`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
@@ -292,6 +344,93 @@ pub struct RawKey {
         "0000000000000000000000000000000000000000000000000000000000000000",
     ))]
     pub sha256: String,
+    /// The models that it may ask for, by the names that clients use; `*` at the end of one stands
+    /// for anything. Others are not in its lists and get 403. Empty: every model.
+    #[schemars(length(max = LIST_MAX), extend("x-example" = ["default", "local/*"]))]
+    pub models: Vec<String>,
+    /// When it ends, as an RFC 3339 time. From then on it gets 401.
+    #[schemars(length(min = 1, max = 64), extend(
+        "x-default" = "never",
+        "x-example" = "2030-01-01T00:00:00Z",
+    ))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub expires: Option<String>,
+    /// Requests a minute; 0 turns this off.
+    #[schemars(range(min = 0, max = PER_MINUTE_MAX), extend("x-at-limit" = "429 with Retry-After"))]
+    pub requests_per_minute: u64,
+    /// Requests at once.
+    #[schemars(range(min = 1, max = PER_MINUTE_MAX), extend(
+        "x-default" = "a minute's requests",
+        "x-example" = 10,
+        "x-at-limit" = "429 with Retry-After",
+    ))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub burst: Option<u64>,
+    /// Tokens a minute, of prompts and answers together, a minute's tokens at once; 0 turns this off.
+    /// A request is charged with an estimate (its prompt, and the most that it lets the model say)
+    /// and settled when the answer has come.
+    #[schemars(range(min = 0, max = PER_MINUTE_MAX), extend(
+        "x-at-limit" = "429 with Retry-After; 413 when one request alone is estimated above it",
+    ))]
+    pub tokens_per_minute: u64,
+}
+
+/// Who shares a limit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum RawPer {
+    /// All clients together.
+    #[default]
+    All,
+    /// Each client address (an IPv6 address by its first 64 bits) has its own.
+    Address,
+    /// Each `[[key]]` has its own.
+    Key,
+}
+
+/// Which requests a limit covers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum RawRoutes {
+    /// Every request.
+    #[default]
+    All,
+    /// Chat, completions and generate.
+    Chat,
+    /// Embeddings.
+    Embeddings,
+    /// Everything that asks no model: lists, descriptions, version.
+    Lists,
+}
+
+/// `[[limit]]`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+#[schemars(extend("required" = ["name"]))]
+pub struct RawLimit {
+    /// Its name in answers, metrics and messages: letters, digits, `-`, `_` and `.`.
+    #[schemars(length(min = 1, max = 64), extend("x-example" = "chat"))]
+    pub name: String,
+    /// Who shares it.
+    pub per: RawPer,
+    /// Which requests it covers.
+    pub routes: RawRoutes,
+    /// Requests a minute; 0 turns this off.
+    #[schemars(range(min = 0, max = PER_MINUTE_MAX), extend("x-at-limit" = "429 with Retry-After"))]
+    pub requests_per_minute: u64,
+    /// Requests at once.
+    #[schemars(range(min = 1, max = PER_MINUTE_MAX), extend(
+        "x-default" = "a minute's requests",
+        "x-example" = 10,
+        "x-at-limit" = "429 with Retry-After",
+    ))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub burst: Option<u64>,
+    /// Tokens a minute, as in `[[key]]`; 0 turns this off.
+    #[schemars(range(min = 0, max = PER_MINUTE_MAX), extend(
+        "x-at-limit" = "429 with Retry-After; 413 when one request alone is estimated above it",
+    ))]
+    pub tokens_per_minute: u64,
 }
 
 /// What an upstream speaks.

@@ -6,6 +6,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::base::gcra::Quota;
+
 /// A valid configuration. Immutable: a reload makes another one.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -17,8 +19,12 @@ pub struct Config {
     pub ops: Ops,
     /// Overload levels.
     pub overload: Overload,
+    /// What becomes of those who show wrong keys.
+    pub auth: Auth,
     /// Who may ask; empty: anybody, and only on loopback.
     pub keys: Vec<Key>,
+    /// Limits on requests and tokens, beside those of keys.
+    pub limits: Vec<Limit>,
     /// The declared upstreams, and `echo`, which is always there.
     pub upstreams: Vec<Arc<Upstream>>,
     /// The models that clients ask for.
@@ -45,6 +51,7 @@ pub struct Server {
     pub head_max: usize,
     pub headers_max: usize,
     pub target_max: usize,
+    pub query_max: usize,
     pub head_timeout: Duration,
     pub body_max: usize,
     pub bodies_total_max: usize,
@@ -62,6 +69,7 @@ pub struct Server {
     pub allowed_origins: Vec<String>,
     /// Addresses of proxies in front, exempt from the cap per address like loopback.
     pub trusted_proxies: Vec<std::net::IpAddr>,
+    pub addresses_max: usize,
 }
 
 /// `[ops]`.
@@ -81,13 +89,72 @@ pub struct Overload {
     pub calm: Duration,
 }
 
+/// `[auth]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Auth {
+    /// Wrong keys in the window that lock out; 0: nobody is ever locked out.
+    pub failures_max: usize,
+    /// The time in which they are counted.
+    pub window: Duration,
+    /// How long a lockout lasts.
+    pub lockout: Duration,
+}
+
 /// `[[key]]`.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Key {
     /// The name in logs and metrics.
     pub name: String,
     /// SHA-256 of the key.
     pub sha256: [u8; 32],
+    /// The models that it may ask for, with `*` at the end of a pattern; empty: every model.
+    pub models: Vec<String>,
+    /// When it ends, in seconds since 1970; `None`: never.
+    pub expires: Option<u64>,
+    /// Requests in time; `None`: no limit.
+    pub requests: Option<Quota>,
+    /// Tokens in time; `None`: no limit.
+    pub tokens: Option<Quota>,
+}
+
+/// What the limits of a `[[key]]` itself are called where limits have names.
+pub const OWN_LIMIT: &str = "key";
+
+/// Who shares a limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Per {
+    /// All clients together.
+    All,
+    /// Each client address has its own.
+    Address,
+    /// Each key has its own.
+    Key,
+}
+
+/// A kind of routes, as limits tell them apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Routes {
+    /// Chat, completions and generate.
+    Chat,
+    /// Embeddings.
+    Embeddings,
+    /// Everything that asks no model.
+    Lists,
+}
+
+/// `[[limit]]`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Limit {
+    /// The name in answers, metrics and messages.
+    pub name: String,
+    /// Who shares it.
+    pub per: Per,
+    /// Which requests it covers; `None`: every one.
+    pub routes: Option<Routes>,
+    /// Requests in time; `None`: no limit.
+    pub requests: Option<Quota>,
+    /// Tokens in time; `None`: no limit.
+    pub tokens: Option<Quota>,
 }
 
 /// What an upstream speaks.

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use crate::base::error::Error;
 use crate::base::metrics::{Counter, Registry};
+use crate::config::settings::OWN_LIMIT;
 use crate::config::{self, Config, Fault, Loaded};
 use crate::gateway::state::State;
 use crate::observe::log::ReconfigureError;
@@ -31,8 +32,11 @@ pub(super) fn register(registry: &Registry) {
     }
 }
 
-/// Exports series of the upstreams of these configurations, and of no others.
+/// Exports series of the upstreams and the limits of these configurations, and of no others.
 pub(super) fn export(registry: &Registry, configs: &[&Config]) {
+    let limits = configs.iter().flat_map(|config| &config.limits);
+    let names = limits.map(|limit| limit.name.as_str()).chain([OWN_LIMIT]);
+    registry.keep_only("rate_limit", &names.collect::<Vec<_>>());
     let upstreams = configs.iter().flat_map(|config| &config.upstreams);
     let names: Vec<&str> = upstreams.map(|upstream| upstream.name.as_str()).collect();
     registry.keep_only("upstream", &names);
@@ -95,7 +99,8 @@ impl Running {
 
     /// What can fail of a reload.
     fn build(&self, config: &Arc<Config>) -> Result<State, Refused> {
-        let state = State::build(Arc::clone(config), &self.links).map_err(Refused::Build)?;
+        let rates = self.gateway.rates();
+        let state = State::build(Arc::clone(config), &self.links, rates).map_err(Refused::Build)?;
         if config.log != self.config.log {
             match self.log.reconfigure(&config.log) {
                 Ok(()) => {}

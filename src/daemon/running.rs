@@ -15,7 +15,9 @@ use crate::base::metrics::{Counter, Registry};
 use crate::config::{Config, Loaded};
 use crate::gateway::Gateway;
 use crate::gateway::catalog::Catalog;
+use crate::gateway::lockout::Lockouts;
 use crate::gateway::metrics::Metrics;
+use crate::gateway::rates::Rates;
 use crate::gateway::state::State;
 use crate::health::overload::{Action, Overload};
 use crate::health::trim::Trimmers;
@@ -126,8 +128,12 @@ impl Running {
         let links = Arc::new(Links::new(Arc::clone(&registry), Arc::clone(&events), resolver));
         let calls = Calls::new();
         reload::export(&registry, &[&config]);
-        let state = State::build(Arc::clone(&config), &links)?;
+        let addresses_max = config.server.addresses_max;
+        let rates = Rates::new(&registry, addresses_max);
+        let lockouts = Lockouts::new(&registry, &events, addresses_max, clock::now());
+        let state = State::build(Arc::clone(&config), &links, &rates)?;
         state.adopt(&links);
+        rates.adopt(&state.plan, addresses_max);
         let metrics = Metrics::new(Arc::clone(&registry));
         let overload = Arc::new(Overload::default());
         let gateway = Gateway::new(
@@ -136,6 +142,8 @@ impl Running {
             Arc::clone(&calls),
             Arc::clone(&catalog),
             Arc::clone(&overload),
+            rates,
+            lockouts,
         );
 
         let handler = OpsHandler::new(
@@ -217,6 +225,7 @@ impl Running {
     pub fn tick(&mut self) {
         self.beat.tick();
         self.links.sweep();
+        self.gateway.sweep();
         self.trim();
     }
 

@@ -12,6 +12,11 @@ use crate::net::http::{Headers, Response};
 /// How long a browser may remember a preflight's answer, in seconds.
 const PREFLIGHT_SECONDS: &str = "600";
 
+/// The fields of an answer that a page may read.
+const EXPOSED: &str = "x-request-id, retry-after, retry-after-ms, ratelimit, ratelimit-policy, \
+    x-ratelimit-limit-requests, x-ratelimit-remaining-requests, x-ratelimit-reset-requests, \
+    x-ratelimit-limit-tokens, x-ratelimit-remaining-tokens, x-ratelimit-reset-tokens";
+
 /// The hosts and origins of a configuration.
 #[derive(Debug)]
 pub struct Rules {
@@ -93,7 +98,7 @@ fn without_port(host: &str) -> &str {
 pub fn readable_by(origin: &str) -> [(&'static str, String); 3] {
     [
         ("access-control-allow-origin", origin.to_owned()),
-        ("access-control-expose-headers", "x-request-id, retry-after".to_owned()),
+        ("access-control-expose-headers", EXPOSED.to_owned()),
         ("vary", "origin".to_owned()),
     ]
 }

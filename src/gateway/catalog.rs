@@ -6,7 +6,6 @@
 
 mod context;
 mod counters;
-mod date;
 mod fetch;
 pub mod parse;
 pub mod question;

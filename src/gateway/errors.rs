@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use crate::base::error::{Class, Error, Kind};
+use crate::base::error::{Class, Error};
 use crate::llm::{self, Dialect};
 use crate::net::http::Response;
 
@@ -27,7 +27,10 @@ pub fn response(error: &Error, path: &str) -> Response {
     if let Some(seconds) = error.retry_after_seconds() {
         response = response.with("retry-after", seconds.to_string());
     }
-    if row.class == Class::Auth && error.kind() == Kind::Unauthorized {
+    if let Some(millis) = error.retry_after_ms() {
+        response = response.with("retry-after-ms", millis.to_string());
+    }
+    if row.class == Class::Auth && row.status == 401 {
         response = response.with("www-authenticate", "Bearer");
     }
     response
@@ -56,6 +59,7 @@ fn problem(error: &Error) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::base::error::Kind;
 
     #[test]
     fn an_error_is_written_in_the_dialect_of_its_path() {

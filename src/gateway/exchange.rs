@@ -111,10 +111,10 @@ impl Exchange {
                         }
                     }
                 }
-                let fields = match state.rules.origin(&request.head.headers) {
-                    Ok(Some(origin)) => browser::readable_by(origin).into(),
-                    _ => Vec::new(),
-                };
+                let mut fields = gateway.limit_fields(state, &request);
+                if let Ok(Some(origin)) = state.rules.origin(&request.head.headers) {
+                    fields.extend(browser::readable_by(origin));
+                }
                 Ok(Box::new(Exchange {
                     ask,
                     reply,
@@ -137,9 +137,10 @@ impl Exchange {
                 }))
             }
             Err(error) => {
-                let response = errors::response(&error, path);
                 record.failed(&error);
+                let mut response = errors::response(&error, path);
                 record.finish(response.status, response.body.len() as u64);
+                response.headers.extend(gateway.limit_fields(state, &request));
                 Err(Box::new(state.readable(&request.head.headers, response)))
             }
         }
@@ -155,8 +156,9 @@ impl Exchange {
     ) -> Result<Built> {
         let ask = Ask::parse(route, body)?;
         record.asked(ask.model(), ask.stream());
+        let models = lists::allowed(state.models(request.key.as_deref()), ask.model())?;
         let Some(resolved) = state.config.resolve(ask.model()) else {
-            return Err(lists::not_found(&state.config, &gateway.catalog, ask.model()));
+            return Err(lists::not_found(&state.config, &gateway.catalog, models, ask.model()));
         };
         let needs = ask.needs();
         let lacks = |target: &Target| match (needs.tools, needs.images) {
@@ -181,6 +183,8 @@ impl Exchange {
             );
             return Err(Error::new(Kind::Unsupported, context));
         }
+        let who = gateway.who(state, request);
+        record.charged(state.plan.tokens(&who, clock::now(), ask.estimate())?);
         let id = format!("{}{}", id_prefix(route), request.id);
         let reply = Reply::new(&ask, ask.model(), &id, clock::wall());
         Ok(Built { ask, reply, chain, total: resolved.model.total_timeout })
@@ -304,6 +308,7 @@ impl Exchange {
         if let Some(pass) = &mut self.pass {
             pass.begins(clock::now());
         }
+        self.record.asking(self.ask.prompt_estimate());
         let attempt = Attempt {
             ask: &self.ask,
             reply: &mut self.reply,

@@ -13,6 +13,7 @@ use crate::base::error::{Error, Kind, Result};
 use crate::config::Config;
 use crate::net::http::Response;
 
+use super::auth::Models;
 use super::catalog::Catalog;
 
 pub use ollama::VERSION;
@@ -21,8 +22,8 @@ pub use ollama::VERSION;
 ///
 /// # Errors
 /// None; for the caller's sake as the others.
-pub fn models(config: &Config, catalog: &Catalog) -> Result<Response> {
-    Ok(Response::json(200, openai::models(config, catalog)))
+pub fn models(config: &Config, catalog: &Catalog, allowed: &Models) -> Result<Response> {
+    Ok(Response::json(200, openai::models(config, catalog, allowed)))
 }
 
 /// `GET /v1/models/{id}`; `id` as it stands in the path.
@@ -30,17 +31,17 @@ pub fn models(config: &Config, catalog: &Catalog) -> Result<Response> {
 /// # Errors
 /// [`Kind::ModelNotFound`]; why the upstream of `upstream/model` cannot be asked, when it was never
 /// known what it has.
-pub fn model(config: &Config, catalog: &Catalog, id: &str) -> Result<Response> {
+pub fn model(config: &Config, catalog: &Catalog, allowed: &Models, id: &str) -> Result<Response> {
     let id = names::decoded(id);
-    Ok(Response::json(200, openai::model(config, catalog, &id)?))
+    Ok(Response::json(200, openai::model(config, catalog, allowed, &id)?))
 }
 
 /// `GET /api/tags`.
 ///
 /// # Errors
 /// None.
-pub fn tags(config: &Config, catalog: &Catalog) -> Result<Response> {
-    Ok(ollama_json(ollama::tags(config, catalog)))
+pub fn tags(config: &Config, catalog: &Catalog, allowed: &Models) -> Result<Response> {
+    Ok(ollama_json(ollama::tags(config, catalog, allowed)))
 }
 
 /// `POST /api/show` with this body.
@@ -48,16 +49,16 @@ pub fn tags(config: &Config, catalog: &Catalog) -> Result<Response> {
 /// # Errors
 /// [`Kind::InvalidJson`], [`Kind::InvalidField`], [`Kind::ModelNotFound`]; why the upstream cannot be
 /// asked, when its description was never known.
-pub fn show(config: &Config, catalog: &Catalog, body: &[u8]) -> Result<Response> {
-    Ok(ollama_json(ollama::show(config, catalog, body)?))
+pub fn show(config: &Config, catalog: &Catalog, allowed: &Models, body: &[u8]) -> Result<Response> {
+    Ok(ollama_json(ollama::show(config, catalog, allowed, body)?))
 }
 
 /// `GET /api/ps`.
 ///
 /// # Errors
 /// None.
-pub fn ps(config: &Config, catalog: &Catalog) -> Result<Response> {
-    Ok(ollama_json(ollama::ps(config, catalog)))
+pub fn ps(config: &Config, catalog: &Catalog, allowed: &Models) -> Result<Response> {
+    Ok(ollama_json(ollama::ps(config, catalog, allowed)))
 }
 
 /// `GET /api/version`.
@@ -76,9 +77,30 @@ pub fn root() -> Result<Response> {
     Ok(Response::text(200, "Ollama is running"))
 }
 
+/// What a key may ask for, when this name is part of it. Whether there is such a model makes no
+/// difference, so that nobody learns of names that are not for them.
+///
+/// # Errors
+/// [`Kind::ModelNotAllowed`]; [`Kind::Unauthorized`] without models: the key is no more.
+pub fn allowed<'a>(models: Option<&'a Models>, name: &str) -> Result<&'a Models> {
+    let models = models.ok_or_else(key_is_gone)?;
+    if models.allow(name) {
+        return Ok(models);
+    }
+    let name = names::shown(name);
+    let context =
+        format!("this key may not ask for model '{name}'; GET /v1/models lists what it may");
+    Err(Error::new(Kind::ModelNotAllowed, context))
+}
+
+/// A reload took the key away while its request was on the way.
+pub fn key_is_gone() -> Error {
+    Error::new(Kind::Unauthorized, "the key that was sent is no longer known here")
+}
+
 /// There is no such model, and what the name may have meant.
-pub fn not_found(config: &Config, catalog: &Catalog, name: &str) -> Error {
-    let near = names::near(config, catalog, name);
+pub fn not_found(config: &Config, catalog: &Catalog, allowed: &Models, name: &str) -> Error {
+    let near = names::near(config, catalog, allowed, name);
     let hint = match near.as_slice() {
         [] => "GET /v1/models lists what there is".to_owned(),
         near => format!("did you mean {}?", near.join(" or ")),

@@ -13,6 +13,7 @@ use crate::net::http::{Head, Method, Request};
 use crate::observe::access::{AccessLine, FailedAttempt, Outcome, Tokens};
 
 use super::metrics::Metrics;
+use super::rates::Bill;
 use super::routes::{self, Found};
 
 /// What is noted of one request.
@@ -32,6 +33,7 @@ pub struct Record {
     answered_by: Option<(Box<str>, Box<str>)>,
     first_token: Option<Duration>,
     tokens: Option<Tokens>,
+    bill: Option<Bill>,
     code: &'static str,
     outcome: Outcome,
     metrics: Arc<Metrics>,
@@ -68,6 +70,7 @@ impl Record {
             answered_by: None,
             first_token: None,
             tokens: None,
+            bill: None,
             code: "ok",
             outcome: Outcome::Ok,
             metrics: Arc::clone(metrics),
@@ -85,6 +88,13 @@ impl Record {
         record.key.clone_from(&request.key);
         record.bytes_in = request.body.len() as u64;
         record
+    }
+
+    /// With the key that was shown.
+    #[must_use]
+    pub fn of_key(mut self, key: Option<Arc<str>>) -> Self {
+        self.key = key;
+        self
     }
 
     /// The counters.
@@ -135,16 +145,40 @@ impl Record {
     /// Tokens, as reported or estimated.
     pub fn usage(&mut self, usage: Usage) {
         let Usage { input, output, estimated, .. } = usage;
+        self.settle(input.saturating_add(output));
         self.tokens = Some(Tokens { input, output, estimated });
+    }
+
+    /// Tokens were charged by estimate; they are settled with the end of the request.
+    pub fn charged(&mut self, bill: Option<Bill>) {
+        self.bill = bill;
+    }
+
+    /// An upstream is asked: unless it says otherwise, or fails, it reads the prompt.
+    pub fn asking(&mut self, prompt_tokens: u64) {
+        self.settle(prompt_tokens);
+    }
+
+    fn settle(&mut self, tokens: u64) {
+        if let Some(bill) = &mut self.bill {
+            bill.used(tokens);
+        }
     }
 
     /// The request failed with this error.
     pub fn failed(&mut self, error: &Error) {
         let row = error.row();
+        // A client that leaves has used the prompt that it sent.
+        if self.tokens.is_none() && !matches!(error.kind(), Kind::ClientGone | Kind::ClientStalled)
+        {
+            self.settle(0);
+        }
         self.code = row.code;
         self.outcome = match (error.kind(), row.class) {
             (Kind::ClientGone | Kind::ClientStalled, _) => Outcome::ClientGone,
-            (_, Class::Validation | Class::Auth | Class::Overload) => Outcome::Refused(row.code),
+            (Kind::RateLimited, _) | (_, Class::Validation | Class::Auth | Class::Overload) => {
+                Outcome::Refused(row.code)
+            }
             _ => Outcome::Error(row.code),
         };
         if row.level <= log::Level::Error {
@@ -168,6 +202,7 @@ impl Record {
         if std::mem::replace(&mut self.done, true) {
             return;
         }
+        self.bill = None;
         let total = self.elapsed();
         self.metrics.request(self.route, status, self.code, total);
         let failed: Vec<_> =

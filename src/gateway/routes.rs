@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use crate::config::settings::Routes;
 use crate::llm::Route as Llm;
 use crate::net::http::Method;
 
@@ -24,6 +25,17 @@ pub enum Route {
     Version,
     /// `GET /`.
     Root,
+}
+
+impl Route {
+    /// Its kind, as limits tell routes apart.
+    pub fn kind(self) -> Routes {
+        match self {
+            Route::Llm(route) if route.embeds() => Routes::Embeddings,
+            Route::Llm(_) => Routes::Chat,
+            _ => Routes::Lists,
+        }
+    }
 }
 
 /// What stands before every path of the OpenAI API.

@@ -10,8 +10,9 @@ use crate::config::settings::{Model, Target};
 use crate::net::http::{Headers, Response};
 use crate::upstream::link::{Link, Links};
 
-use super::auth::Keys;
+use super::auth::{Keys, Models};
 use super::browser::{self, Rules};
+use super::rates::{Plan, Rates};
 
 /// One configuration at work.
 pub struct State {
@@ -21,6 +22,9 @@ pub struct State {
     pub keys: Keys,
     /// Which hosts and web pages may.
     pub rules: Rules,
+    /// How much they may.
+    pub plan: Arc<Plan>,
+    every_model: Models,
     links: HashMap<String, Arc<Link>>,
     /// The chains of the declared models, by name.
     chains: HashMap<String, Chain>,
@@ -36,12 +40,15 @@ impl State {
     ///
     /// # Errors
     /// When an upstream cannot be set up (its CA file cannot be read).
-    pub fn build(config: Arc<Config>, links: &Links) -> Result<State> {
+    pub fn build(config: Arc<Config>, links: &Links, rates: &Rates) -> Result<State> {
         let server = &config.server;
+        let links = links.build(&config.upstreams)?;
         let mut state = State {
+            plan: rates.plan(&config),
+            every_model: Models::default(),
             keys: Keys::new(&config.keys),
             rules: Rules::new(server.listen, &server.allowed_hosts, &server.allowed_origins),
-            links: links.build(&config.upstreams)?,
+            links,
             chains: HashMap::new(),
             config: Arc::clone(&config),
         };
@@ -50,6 +57,15 @@ impl State {
             state.chains.insert(model.name.clone(), chain);
         }
         Ok(state)
+    }
+
+    /// The models that the holder of a key may ask for; without a key every one. A key that a
+    /// reload has taken away may not ask for anything any more.
+    pub fn models(&self, key: Option<&str>) -> Option<&Models> {
+        match key {
+            None => Some(&self.every_model),
+            Some(key) => self.keys.named(key).map(|holder| holder.models()),
+        }
     }
 
     /// Whom to ask for `model`.

@@ -46,6 +46,7 @@ pub struct Ask {
     wants_usage: bool,
     options: Slot,
     num_ctx: Option<u64>,
+    output_max: Option<u64>,
     base64: bool,
     prompt_bytes: u64,
 }
@@ -86,6 +87,7 @@ impl Ask {
             wants_usage: found.wants_usage,
             options: found.options,
             num_ctx: found.num_ctx,
+            output_max: found.output_max,
             base64: found.base64,
             prompt_bytes: found.prompt_bytes,
             body,
@@ -121,6 +123,17 @@ impl Ask {
     /// `options.num_ctx` of an Ollama request, when it has it.
     pub fn num_ctx(&self) -> Option<u64> {
         self.num_ctx
+    }
+
+    /// Tokens that it may take, by estimate: its prompt, and the most that it lets the model say
+    /// where it says that.
+    pub fn estimate(&self) -> u64 {
+        self.prompt_estimate().saturating_add(self.output_max.unwrap_or(0))
+    }
+
+    /// Tokens of its prompt, by estimate.
+    pub fn prompt_estimate(&self) -> u64 {
+        self.prompt_bytes.div_ceil(super::ESTIMATE_BYTES_PER_TOKEN)
     }
 
     /// The size of the body, in bytes.

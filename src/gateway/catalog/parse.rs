@@ -10,7 +10,7 @@ use serde::de::{Deserialize, Deserializer, IgnoredAny, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
-use super::date;
+use crate::base::time_parse;
 
 pub use show::{Show, show};
 
@@ -198,7 +198,7 @@ fn members(fields: Map<String, Value>) -> Box<str> {
 }
 
 fn seconds(time: &str) -> u64 {
-    date::unix_seconds(time).unwrap_or(0)
+    time_parse::unix_seconds(time).unwrap_or(0)
 }
 
 /// A number without a sign; some write `1.7e9` or `1700000000.0`.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use crate::config::settings::{Config, Upstream, UpstreamKind};
 use crate::config::{ECHO, nearest};
+use crate::gateway::auth::Models;
 use crate::gateway::catalog::Catalog;
 use crate::gateway::catalog::parse::{List, Listed};
 
@@ -19,6 +20,7 @@ const SHOWN_MAX: usize = 200;
 /// What the upstreams of a configuration list, in their order.
 pub(super) struct Lists<'a> {
     config: &'a Config,
+    allowed: &'a Models,
     lists: Vec<Option<Arc<List>>>,
 }
 
@@ -38,23 +40,23 @@ pub(super) struct Entry<'a> {
 
 impl<'a> Lists<'a> {
     /// As the catalog has them; waits a moment for what was never known.
-    pub(super) fn of(config: &'a Config, catalog: &Catalog) -> Self {
-        Lists::from(config, catalog.lists(askable(config)))
+    pub(super) fn of(config: &'a Config, catalog: &Catalog, allowed: &'a Models) -> Self {
+        Lists::from(config, allowed, catalog.lists(askable(config)))
     }
 
     /// What is known, without waiting.
-    fn known(config: &'a Config, catalog: &Catalog) -> Self {
-        Lists::from(config, catalog.known_lists(askable(config)))
+    fn known(config: &'a Config, catalog: &Catalog, allowed: &'a Models) -> Self {
+        Lists::from(config, allowed, catalog.known_lists(askable(config)))
     }
 
     /// `found` holds one for each upstream that can be asked, in their order.
-    fn from(config: &'a Config, found: Vec<Option<Arc<List>>>) -> Self {
+    fn from(config: &'a Config, allowed: &'a Models, found: Vec<Option<Arc<List>>>) -> Self {
         let mut found = found.into_iter();
         let lists = config.upstreams.iter().map(|upstream| match upstream.kind {
             UpstreamKind::Echo => None,
             _ => found.next().flatten(),
         });
-        Lists { config, lists: lists.collect() }
+        Lists { config, allowed, lists: lists.collect() }
     }
 
     /// The list of an upstream.
@@ -63,7 +65,7 @@ impl<'a> Lists<'a> {
         self.lists.get(index)?.as_deref()
     }
 
-    /// Every name, each once: first what is declared, then `echo`, then `upstream/model` for what
+    /// Every name that may be asked for, each once: first what is declared, then `echo`, then `upstream/model` for what
     /// each upstream lists. A name that means something declared is not listed as anything else.
     pub(super) fn entries(&self) -> Vec<Entry<'_>> {
         let mut seen: HashSet<Cow<'_, str>> = HashSet::new();
@@ -106,6 +108,9 @@ impl<'a> Lists<'a> {
                 }
             }
         }
+        if !self.allowed.all() {
+            entries.retain(|entry| self.allowed.allow(&entry.name));
+        }
         entries
     }
 }
@@ -117,8 +122,13 @@ fn askable(config: &Config) -> impl Iterator<Item = &str> {
 }
 
 /// Names that a wrong one may have meant: the same model behind an upstream's name, then slips.
-pub(super) fn near(config: &Config, catalog: &Catalog, name: &str) -> Vec<String> {
-    let lists = Lists::known(config, catalog);
+pub(super) fn near(
+    config: &Config,
+    catalog: &Catalog,
+    allowed: &Models,
+    name: &str,
+) -> Vec<String> {
+    let lists = Lists::known(config, catalog, allowed);
     let entries = lists.entries();
     let bare = |name: &str| name.strip_suffix(":latest").unwrap_or(name).len();
     let same = |entry: &&Entry<'_>| {

@@ -8,6 +8,7 @@ use sha2::{Digest, Sha256};
 use crate::base::error::{Error, Kind, Result};
 use crate::base::time_format::rfc3339;
 use crate::config::settings::{Config, Target, UpstreamKind};
+use crate::gateway::auth::Models;
 use crate::gateway::catalog::Catalog;
 use crate::gateway::catalog::parse::Listed;
 
@@ -24,8 +25,8 @@ pub const VERSION: &str = "0.13.0";
 const NEVER: &str = "0001-01-01T00:00:00Z";
 
 /// `/api/tags`.
-pub(super) fn tags(config: &Config, catalog: &Catalog) -> Vec<u8> {
-    let lists = Lists::of(config, catalog);
+pub(super) fn tags(config: &Config, catalog: &Catalog, allowed: &Models) -> Vec<u8> {
+    let lists = Lists::of(config, catalog, allowed);
     let mut out = br#"{"models":["#.to_vec();
     for (index, entry) in lists.entries().iter().enumerate() {
         if index > 0 {
@@ -42,17 +43,21 @@ pub(super) fn tags(config: &Config, catalog: &Catalog) -> Vec<u8> {
 }
 
 /// `/api/ps`: what each Ollama upstream has in memory. Times stand as they came.
-pub(super) fn ps(config: &Config, catalog: &Catalog) -> Vec<u8> {
+pub(super) fn ps(config: &Config, catalog: &Catalog, allowed: &Models) -> Vec<u8> {
     let ollama = config.upstreams.iter().filter(|u| u.kind == UpstreamKind::Ollama);
     let names: Vec<&str> = ollama.map(|upstream| upstream.name.as_str()).collect();
     let mut out = br#"{"models":["#.to_vec();
     let mut first = true;
     for (upstream, ps) in names.iter().zip(catalog.ps(names.iter().copied())) {
         for loaded in ps.iter().flat_map(|ps| &ps.models) {
+            let name = format!("{upstream}/{}", loaded.model);
+            if !allowed.allow(&name) {
+                continue;
+            }
             if !std::mem::take(&mut first) {
                 out.push(b',');
             }
-            push_named(&mut out, &format!("{upstream}/{}", loaded.model), &loaded.members);
+            push_named(&mut out, &name, &loaded.members);
         }
     }
     out.extend_from_slice(b"]}");
@@ -61,20 +66,26 @@ pub(super) fn ps(config: &Config, catalog: &Catalog) -> Vec<u8> {
 
 /// `/api/show`. An Ollama upstream's own answer is passed on as it came: no name stands in it that
 /// an alias would have to replace.
-pub(super) fn show(config: &Config, catalog: &Catalog, body: &[u8]) -> Result<Vec<u8>> {
+pub(super) fn show(
+    config: &Config,
+    catalog: &Catalog,
+    allowed: &Models,
+    body: &[u8],
+) -> Result<Vec<u8>> {
     let (name, verbose) = asked(body)?;
+    super::allowed(Some(allowed), &name)?;
     let Some(resolved) = config.resolve(&name) else {
-        return Err(not_found(config, catalog, &name));
+        return Err(not_found(config, catalog, allowed, &name));
     };
     let Some(target) = resolved.model.chain.first() else {
-        return Err(not_found(config, catalog, &name));
+        return Err(not_found(config, catalog, allowed, &name));
     };
     let upstream = target.upstream.name.as_str();
     match target.upstream.kind {
         UpstreamKind::Ollama => match catalog.show(upstream, &target.model, verbose) {
             Ok(show) => Ok(show.body.to_vec()),
             Err(error) if error.kind() == Kind::UpstreamModelNotFound => {
-                Err(not_found(config, catalog, &name))
+                Err(not_found(config, catalog, allowed, &name))
             }
             Err(error) => Err(error),
         },
@@ -83,7 +94,7 @@ pub(super) fn show(config: &Config, catalog: &Catalog, body: &[u8]) -> Result<Ve
             let listed = list.as_ref().and_then(|list| list.find(&target.model));
             if listed.is_none() && !resolved.declared {
                 return Err(match list {
-                    Some(_) => not_found(config, catalog, &name),
+                    Some(_) => not_found(config, catalog, allowed, &name),
                     None => catalog.why_no_list(upstream),
                 });
             }

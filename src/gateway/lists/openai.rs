@@ -2,14 +2,15 @@
 
 use crate::base::error::Result;
 use crate::config::settings::{Config, UpstreamKind};
+use crate::gateway::auth::Models;
 use crate::gateway::catalog::Catalog;
 
 use super::names::{Entry, Lists};
 use super::not_found;
 
 /// The list.
-pub(super) fn models(config: &Config, catalog: &Catalog) -> Vec<u8> {
-    let lists = Lists::of(config, catalog);
+pub(super) fn models(config: &Config, catalog: &Catalog, allowed: &Models) -> Vec<u8> {
+    let lists = Lists::of(config, catalog, allowed);
     let mut out = br#"{"object":"list","data":["#.to_vec();
     for (index, entry) in lists.entries().iter().enumerate() {
         if index > 0 {
@@ -22,18 +23,26 @@ pub(super) fn models(config: &Config, catalog: &Catalog) -> Vec<u8> {
 }
 
 /// One model.
-pub(super) fn model(config: &Config, catalog: &Catalog, id: &str) -> Result<Vec<u8>> {
-    let Some(resolved) = config.resolve(id) else { return Err(not_found(config, catalog, id)) };
-    let Some(target) = resolved.model.chain.first() else {
-        return Err(not_found(config, catalog, id));
+pub(super) fn model(
+    config: &Config,
+    catalog: &Catalog,
+    allowed: &Models,
+    id: &str,
+) -> Result<Vec<u8>> {
+    super::allowed(Some(allowed), id)?;
+    let Some(resolved) = config.resolve(id) else {
+        return Err(not_found(config, catalog, allowed, id));
     };
-    let lists = Lists::of(config, catalog);
+    let Some(target) = resolved.model.chain.first() else {
+        return Err(not_found(config, catalog, allowed, id));
+    };
+    let lists = Lists::of(config, catalog, allowed);
     let list = lists.list(&target.upstream.name);
     let listed = list.and_then(|list| list.find(&target.model));
     if !resolved.declared && target.upstream.kind != UpstreamKind::Echo && listed.is_none() {
         // Its upstream has not got it, or cannot tell.
         return Err(match list {
-            Some(_) => not_found(config, catalog, id),
+            Some(_) => not_found(config, catalog, allowed, id),
             None => catalog.why_no_list(&target.upstream.name),
         });
     }

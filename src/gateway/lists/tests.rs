@@ -28,6 +28,7 @@ struct House {
     peer: Peer,
     config: Config,
     catalog: Arc<Catalog>,
+    allowed: Models,
 }
 
 /// Two upstreams and their models; one more may be away.
@@ -65,7 +66,7 @@ primary = "cloud/gpt-oss:120b"
     let registry = Registry::default();
     let resolver = Arc::new(Resolver::system(&registry));
     let catalog = Catalog::start(&config, resolver, &registry, Arc::default());
-    House { peer, config, catalog }
+    House { peer, config, catalog, allowed: Models::default() }
 }
 
 fn json(response: Result<Response>) -> Value {
@@ -92,15 +93,15 @@ const NAMES: [&str; 7] = [
 #[test]
 fn both_lists_hold_every_name_that_can_be_asked_for_once() {
     let house = house("");
-    let models = json(models(&house.config, &house.catalog));
+    let models = json(models(&house.config, &house.catalog, &house.allowed));
     assert_eq!(each(&models, "data", "id"), NAMES);
     assert_eq!(models["object"], "list");
-    let tags = json(tags(&house.config, &house.catalog));
+    let tags = json(tags(&house.config, &house.catalog, &house.allowed));
     assert_eq!(each(&tags, "models", "name"), NAMES);
     assert_eq!(each(&tags, "models", "model"), NAMES);
     for name in NAMES {
         assert!(house.config.resolve(name).is_some(), "{name}");
-        let one = json(model(&house.config, &house.catalog, name));
+        let one = json(model(&house.config, &house.catalog, &house.allowed, name));
         assert_eq!(one["id"], name);
         let listed = &models["data"][NAMES.iter().position(|n| *n == name).unwrap()];
         assert_eq!(one["owned_by"], listed["owned_by"]);
@@ -110,7 +111,7 @@ fn both_lists_hold_every_name_that_can_be_asked_for_once() {
 #[test]
 fn models_have_the_shape_that_clients_want() {
     let house = house("");
-    let models = json(models(&house.config, &house.catalog));
+    let models = json(models(&house.config, &house.catalog, &house.allowed));
     assert_eq!(
         models["data"][5],
         serde_json::json!({"id": "cloud/gpt-oss:120b", "object": "model", "created": 1754300000,
@@ -129,7 +130,7 @@ fn a_declared_model_tells_its_context_once_it_is_known() {
     let house = house("");
     let begun = clock::now();
     loop {
-        let one = json(model(&house.config, &house.catalog, "default"));
+        let one = json(model(&house.config, &house.catalog, &house.allowed, "default"));
         if one["context_length"] == 8192 {
             break;
         }
@@ -138,14 +139,14 @@ fn a_declared_model_tells_its_context_once_it_is_known() {
         std::thread::sleep(Duration::from_millis(2));
     }
     // Listing all models asked about those that are declared, and no others.
-    models(&house.config, &house.catalog).unwrap();
+    models(&house.config, &house.catalog, &house.allowed).unwrap();
     assert_eq!(house.peer.calls("/api/show"), 1);
 }
 
 #[test]
 fn tags_have_all_the_fields_that_clients_of_ollama_want() {
     let house = house("");
-    let tags = json(tags(&house.config, &house.catalog));
+    let tags = json(tags(&house.config, &house.catalog, &house.allowed));
     let theirs: Value = serde_json::from_str(TAGS).unwrap();
     let mut expected = theirs["models"][0].clone();
     (expected["name"], expected["model"]) = ("default".into(), "default".into());
@@ -175,28 +176,31 @@ primary = "slow/dream"
 "#;
     let house = house(away);
     let begun = clock::now();
-    let listed = json(models(&house.config, &house.catalog));
+    let listed = json(models(&house.config, &house.catalog, &house.allowed));
     assert!(clock::now() - begun < Duration::from_millis(1500));
     let mut expected = NAMES.to_vec();
     expected.insert(2, "dreams");
     assert_eq!(each(&listed, "data", "id"), expected);
-    assert_eq!(json(model(&house.config, &house.catalog, "dreams"))["id"], "dreams");
-    let unknown = model(&house.config, &house.catalog, "slow/dream").unwrap_err();
+    assert_eq!(
+        json(model(&house.config, &house.catalog, &house.allowed, "dreams"))["id"],
+        "dreams"
+    );
+    let unknown = model(&house.config, &house.catalog, &house.allowed, "slow/dream").unwrap_err();
     assert!(matches!(unknown.kind(), Kind::UpstreamTimeout(_)), "it is not said to be missing");
-    let tags = json(tags(&house.config, &house.catalog));
+    let tags = json(tags(&house.config, &house.catalog, &house.allowed));
     assert_eq!(each(&tags, "models", "name"), expected);
-    let ps = json(ps(&house.config, &house.catalog));
+    let ps = json(ps(&house.config, &house.catalog, &house.allowed));
     assert_eq!(each(&ps, "models", "name"), ["local/qwen3:8b"]);
 }
 
 #[test]
 fn a_declared_name_hides_what_an_upstream_lists_under_it() {
     let house = house("[[model]]\nname = \"local/llama3.2\"\nprimary = \"cloud/gpt-oss:120b\"\n");
-    let listed = json(models(&house.config, &house.catalog));
+    let listed = json(models(&house.config, &house.catalog, &house.allowed));
     let names = each(&listed, "data", "id");
     assert!(names.contains(&"local/llama3.2".to_owned()));
     assert!(!names.contains(&"local/llama3.2:latest".to_owned()), "it would mean the other one");
-    let one = json(model(&house.config, &house.catalog, "local/llama3.2:latest"));
+    let one = json(model(&house.config, &house.catalog, &house.allowed, "local/llama3.2:latest"));
     assert_eq!(one["owned_by"], "cloud");
 }
 
@@ -204,14 +208,14 @@ fn a_declared_name_hides_what_an_upstream_lists_under_it() {
 fn ids_come_as_they_are_or_escaped() {
     let house = house("");
     let check = |id: &str, expected: &str| {
-        let one = json(model(&house.config, &house.catalog, id));
+        let one = json(model(&house.config, &house.catalog, &house.allowed, id));
         assert_eq!(one["id"], expected, "{id}");
     };
     check("cloud%2Fmeta%2fllama%3Afree", "cloud/meta/llama:free");
     check("default:latest", "default:latest");
     check("local/llama3.2", "local/llama3.2");
     for id in ["%", "%4", "%zz", "%ff", "100%"] {
-        let error = model(&house.config, &house.catalog, id).unwrap_err();
+        let error = model(&house.config, &house.catalog, &house.allowed, id).unwrap_err();
         assert_eq!(error.kind(), Kind::ModelNotFound, "{id}");
     }
 }
@@ -219,9 +223,9 @@ fn ids_come_as_they_are_or_escaped() {
 #[test]
 fn a_wrong_name_is_told_what_it_may_have_meant() {
     let house = house("");
-    json(models(&house.config, &house.catalog));
+    json(models(&house.config, &house.catalog, &house.allowed));
     let check = |name: &str, expected: &str| {
-        let error = not_found(&house.config, &house.catalog, name);
+        let error = not_found(&house.config, &house.catalog, &house.allowed, name);
         assert_eq!(error.kind(), Kind::ModelNotFound);
         assert_eq!(error.context(), format!("model '{name}' not found; {expected}"));
     };
@@ -232,10 +236,10 @@ fn a_wrong_name_is_told_what_it_may_have_meant() {
     check("a-name-like-no-other-at-all", "GET /v1/models lists what there is");
     check("", "GET /v1/models lists what there is");
     let long = "é".repeat(5000);
-    let told = not_found(&house.config, &house.catalog, &long);
+    let told = not_found(&house.config, &house.catalog, &house.allowed, &long);
     assert!(told.context().len() < 600);
     for name in ["local/nothing", "cloud/nothing"] {
-        let error = model(&house.config, &house.catalog, name).unwrap_err();
+        let error = model(&house.config, &house.catalog, &house.allowed, name).unwrap_err();
         assert_eq!(error.kind(), Kind::ModelNotFound, "{name}");
     }
 }
@@ -245,7 +249,8 @@ fn an_ollama_upstream_describes_its_models_itself() {
     let house = house("");
     for name in ["default", "default:latest", "local/llama3.2:latest"] {
         let body = format!(r#"{{"model":"{name}"}}"#);
-        let response = show(&house.config, &house.catalog, body.as_bytes()).unwrap();
+        let response =
+            show(&house.config, &house.catalog, &house.allowed, body.as_bytes()).unwrap();
         assert_eq!(response.body, SHOW.as_bytes(), "{name}");
     }
     let seen = house.peer.seen();
@@ -253,9 +258,10 @@ fn an_ollama_upstream_describes_its_models_itself() {
     assert_eq!(asked.len(), 2, "an alias and its other spelling are one question");
     assert_eq!(asked[0].body, r#"{"model":"llama3.2"}"#);
     let verbose = br#"{"name":"default","verbose":true}"#;
-    show(&house.config, &house.catalog, verbose).unwrap();
+    show(&house.config, &house.catalog, &house.allowed, verbose).unwrap();
     assert!(house.peer.seen().iter().any(|s| s.body == r#"{"model":"llama3.2","verbose":true}"#));
-    let unknown = show(&house.config, &house.catalog, br#"{"model":"local/none"}"#).unwrap_err();
+    let unknown = show(&house.config, &house.catalog, &house.allowed, br#"{"model":"local/none"}"#)
+        .unwrap_err();
     assert_eq!(unknown.kind(), Kind::ModelNotFound);
 }
 
@@ -264,7 +270,7 @@ fn what_ollama_does_not_describe_is_described_without_figures() {
     let house = house("");
     let check = |name: &str, capabilities: &[&str]| {
         let body = format!(r#"{{"model":"{name}"}}"#);
-        let shown = json(show(&house.config, &house.catalog, body.as_bytes()));
+        let shown = json(show(&house.config, &house.catalog, &house.allowed, body.as_bytes()));
         assert_eq!(shown["capabilities"], serde_json::json!(capabilities), "{name}");
         assert_eq!(shown["model_info"], serde_json::json!({}));
         assert_eq!(shown["details"]["parameter_size"], "");
@@ -272,7 +278,8 @@ fn what_ollama_does_not_describe_is_described_without_figures() {
     check("big", &["completion", "tools", "vision"]);
     check("cloud/meta/llama:free", &["completion", "tools"]);
     check("echo", &["completion"]);
-    let unknown = show(&house.config, &house.catalog, br#"{"model":"cloud/x"}"#).unwrap_err();
+    let unknown =
+        show(&house.config, &house.catalog, &house.allowed, br#"{"model":"cloud/x"}"#).unwrap_err();
     assert_eq!(unknown.kind(), Kind::ModelNotFound);
 }
 
@@ -280,7 +287,8 @@ fn what_ollama_does_not_describe_is_described_without_figures() {
 fn a_body_that_names_no_model_is_refused() {
     let house = house("");
     let check = |body: &str, expected: Kind| {
-        let error = show(&house.config, &house.catalog, body.as_bytes()).unwrap_err();
+        let error =
+            show(&house.config, &house.catalog, &house.allowed, body.as_bytes()).unwrap_err();
         assert_eq!(error.kind(), expected, "{body}");
     };
     check("", Kind::InvalidJson);
@@ -291,13 +299,13 @@ fn a_body_that_names_no_model_is_refused() {
     check(r#"{"model":7}"#, Kind::InvalidField);
     check(r#"{"model":"no such"}"#, Kind::ModelNotFound);
     let both = br#"{"model":"","name":"echo"}"#;
-    assert!(show(&house.config, &house.catalog, both).is_ok());
+    assert!(show(&house.config, &house.catalog, &house.allowed, both).is_ok());
 }
 
 #[test]
 fn what_is_in_memory_keeps_its_times() {
     let house = house("");
-    let ps = json(ps(&house.config, &house.catalog));
+    let ps = json(ps(&house.config, &house.catalog, &house.allowed));
     assert_eq!(
         ps["models"],
         serde_json::json!([{"name": "local/qwen3:8b", "model": "local/qwen3:8b", "size": 5,

@@ -46,6 +46,7 @@ pub(super) struct Found {
     pub wants_usage: bool,
     pub options: Slot,
     pub num_ctx: Option<u64>,
+    pub output_max: Option<u64>,
     pub base64: bool,
     pub prompt_bytes: u64,
 }
@@ -80,6 +81,7 @@ impl Found {
             wants_usage: false,
             options: Slot::Absent,
             num_ctx: None,
+            output_max: None,
             base64: false,
             prompt_bytes: 0,
         }
@@ -88,7 +90,10 @@ impl Found {
     /// One member of the body.
     pub fn member(&mut self, scan: &mut Scan<'_>, name: &str) -> Result<()> {
         let Some(known) = KNOWN.into_iter().find(|known| folds_to(name, known)) else {
-            scan.pass()?;
+            match name {
+                "max_tokens" | "max_completion_tokens" => self.output_max(scan)?,
+                _ => scan.pass()?,
+            }
             return Ok(());
         };
         // What we did not read must not decide there.
@@ -182,7 +187,7 @@ impl Found {
 
     fn stream_options(&mut self, scan: &mut Scan<'_>) -> Result<()> {
         let mut wants_usage = None;
-        self.stream_options = slot(scan, "stream_options", "include_usage", |scan| {
+        self.stream_options = slot(scan, "stream_options", "include_usage", pass, |scan| {
             wants_usage = flag(scan, "stream_options.include_usage")?;
             Ok(())
         })?;
@@ -192,7 +197,15 @@ impl Found {
 
     fn options(&mut self, scan: &mut Scan<'_>) -> Result<()> {
         let mut num_ctx = None;
-        self.options = slot(scan, "options", "num_ctx", |scan| {
+        let mut output_max = None;
+        let others = |scan: &mut Scan<'_>, name: &str| match name {
+            "num_predict" => {
+                output_max = tokens(scan)?;
+                Ok(())
+            }
+            _ => Ok(scan.pass()?),
+        };
+        self.options = slot(scan, "options", "num_ctx", others, |scan| {
             let shape = scan.peek()?;
             let at = scan.skip()?;
             num_ctx = match shape {
@@ -211,6 +224,14 @@ impl Found {
             Ok(())
         })?;
         self.num_ctx = num_ctx;
+        self.output_max = self.output_max.max(output_max);
+        Ok(())
+    }
+
+    /// The most tokens that the model may say, for an estimate; what else stands there is the
+    /// upstream's to judge.
+    fn output_max(&mut self, scan: &mut Scan<'_>) -> Result<()> {
+        self.output_max = self.output_max.max(tokens(scan)?);
         Ok(())
     }
 
@@ -328,6 +349,7 @@ fn slot(
     scan: &mut Scan<'_>,
     outer: &str,
     inner: &str,
+    mut others: impl FnMut(&mut Scan<'_>, &str) -> Result<()>,
     mut read: impl FnMut(&mut Scan<'_>) -> Result<()>,
 ) -> Result<Slot> {
     match scan.peek()? {
@@ -340,8 +362,7 @@ fn slot(
     scan.members(|scan, name| {
         empty = false;
         if !folds_to(&name, inner) {
-            scan.pass()?;
-            return Ok(());
+            return others(scan, &name);
         }
         let path = format!("{outer}.{name}");
         if name != inner {
@@ -357,6 +378,17 @@ fn slot(
         Ok(())
     })?;
     Ok(Slot::Object { open, empty, value })
+}
+
+/// Passes over a member.
+fn pass(scan: &mut Scan<'_>, _: &str) -> Result<()> {
+    Ok(scan.pass()?)
+}
+
+/// A count of tokens where a value is one.
+fn tokens(scan: &mut Scan<'_>) -> Result<Option<u64>> {
+    let at = scan.skip()?;
+    Ok(scan.slice(&at).parse().ok())
 }
 
 /// A boolean that may be null.

@@ -309,3 +309,24 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn an_estimate_is_the_prompt_and_the_most_that_may_be_said() {
+    let check = |route: Route, rest: &str, expected: u64| {
+        let body = format!(
+            "{{\"model\":\"m\",\"prompt\":\"123456\",\"messages\":[{{\"role\":\"user\",\"content\":\"123456\"}}]{rest}}}"
+        );
+        let ask = Ask::parse(route, body.into_bytes()).unwrap();
+        assert_eq!(ask.estimate(), expected, "{route:?} {rest}");
+        assert_eq!(ask.prompt_estimate(), 2);
+    };
+    check(Route::ChatCompletions, "", 2);
+    check(Route::ChatCompletions, ",\"max_tokens\":100", 102);
+    check(Route::ChatCompletions, ",\"max_tokens\":100,\"max_completion_tokens\":200", 202);
+    check(Route::Completions, ",\"max_tokens\":1e3", 2);
+    check(Route::OllamaChat, ",\"options\":{\"num_predict\":50,\"num_ctx\":9}", 52);
+    check(Route::OllamaGenerate, ",\"options\":{\"num_predict\":-1}", 2);
+    check(Route::ChatCompletions, ",\"max_tokens\":18446744073709551615", u64::MAX);
+    check(Route::ChatCompletions, ",\"max_tokens\":\"many\"", 2);
+    check(Route::ChatCompletions, ",\"max_tokens\":null", 2);
+}

@@ -1,8 +1,8 @@
-//! RFC 3339, as Ollama writes its times.
+//! RFC 3339 times, as people and Ollama write them.
 
 /// Seconds since 1970 of `2026-03-01T10:00:00.123456789+01:00`; `None` for what is not such a time,
 /// or lies before 1970 (Go's zero time is in the year 1).
-pub(super) fn unix_seconds(text: &str) -> Option<u64> {
+pub fn unix_seconds(text: &str) -> Option<u64> {
     let bytes = text.as_bytes();
     let number = |from: usize, to: usize| -> Option<i64> {
         let digits = bytes.get(from..to)?;
