@@ -44,6 +44,8 @@ mod logs;
 mod ops;
 // HTTPS, proxies, names and addresses on the way to upstreams.
 mod outbound;
+// Limits on requests and tokens, lockouts, keys that end, types of bodies.
+mod rates;
 // Defects found, one test each.
 mod regression;
 // SIGHUP, good and bad files.
