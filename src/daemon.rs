@@ -66,8 +66,11 @@ fn serve(mut running: Running, signals: &Signals) -> Exit {
         version = env!("CARGO_PKG_VERSION");
         "ready"
     );
+    let (name, consequence) = ("signals_max", "dropped: the same ones wait already");
+    let waiting = running.registry.limit(name, "", signals::EVENTS_MAX as u64, consequence);
     loop {
         let event = signals.events.recv_timeout(TICK);
+        waiting.set_now(signals.events.len() as u64);
         // After events too: signals without a pause must not look like a loop that hangs.
         running.tick();
         match event {

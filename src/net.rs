@@ -21,6 +21,7 @@ mod respond;
 mod serve;
 pub mod service;
 pub mod settings;
+mod sizes;
 pub mod turn;
 mod unsent;
 mod workers;

@@ -48,6 +48,8 @@ mod outbound;
 mod rates;
 // Defects found, one test each.
 mod regression;
+// Everything that is kept has a limit, which holds under load and is shown.
+mod registry;
 // SIGHUP, good and bad files.
 mod reload;
 // Drain, second signal, log files.

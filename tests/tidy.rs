@@ -1,5 +1,6 @@
 //! The house in order: layers, marks, lists, paths, and documents in step with what runs.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use crate::support::ask;
@@ -273,6 +274,97 @@ fn the_threads_of_a_running_daemon_are_those_of_the_table() {
         let there = threads.iter().any(|name| matches_pattern(name, &row[0]));
         assert!(there, "the table has {:?}, the daemon has {threads:?}", row[0]);
     }
+}
+
+/// What holds many: the types of fields and statics that can grow.
+const GROWING: [&str; 9] = [
+    "HashMap<",
+    "HashSet<",
+    "BTreeMap<",
+    "BTreeSet<",
+    "VecDeque<",
+    "LruCache<",
+    "BinaryHeap<",
+    "Slab<",
+    "Locked<Vec<",
+];
+
+/// The containers in a file that are kept: fields and statics of growing types, and channels for more
+/// than one message. Code, not what it means: a type of another name hides what is in it.
+fn containers(text: &str) -> Vec<String> {
+    let text = text.split("#[cfg(test)]\nmod tests {").next().unwrap();
+    let word = |text: &str| -> String {
+        text.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect()
+    };
+    let visible = |text: &str| -> String {
+        let Some(rest) = text.strip_prefix("pub") else { return text.to_owned() };
+        let inner = rest.strip_prefix('(').and_then(|rest| rest.split_once(')'));
+        inner.map_or(rest, |(_, rest)| rest).trim_start().to_owned()
+    };
+    let mut found = Vec::new();
+    let mut inside = false;
+    for line in text.lines() {
+        let line = code(line).trim_end();
+        let item = visible(line.trim_start());
+        let kind = ["struct ", "enum ", "static "].iter().find_map(|kind| item.strip_prefix(kind));
+        inside |= kind.is_some() && !line.starts_with(' ');
+        if inside && GROWING.iter().any(|growing| line.contains(growing)) {
+            found.push(word(kind.unwrap_or(&item)));
+        }
+        if line.starts_with('}') || (line.ends_with(';') && !line.starts_with(' ')) {
+            inside = false;
+        }
+        if let Some((left, right)) = line.split_once("bounded(")
+            && let Some((names, path)) = left.split_once(" = ")
+            && matches!(path, "" | "crossbeam_channel::")
+            && !right.starts_with("1)")
+        {
+            found.push(word(names.trim_start().trim_start_matches("let ").trim_start_matches('(')));
+        }
+    }
+    found
+}
+
+/// The table of `ARCHITECTURE.md`: file, container, and the names of its limits.
+pub fn growing() -> Vec<(String, String, Vec<String>)> {
+    let rows = table(&read("ARCHITECTURE.md"), &["file", "container", "limit"]);
+    let row = |row: Vec<String>| {
+        let limits = row[2].split(',').map(|name| name.trim().trim_matches('`').to_owned());
+        (row[0].clone(), row[1].clone(), limits.collect())
+    };
+    rows.into_iter().map(row).collect()
+}
+
+#[test]
+fn every_container_that_is_kept_has_a_limit() {
+    let listed: BTreeSet<(String, String)> =
+        growing().into_iter().map(|(file, container, _)| (file, container)).collect();
+    let mut found = BTreeSet::new();
+    for (name, text) in rust("src") {
+        let exempt = name.starts_with("src/base/bounded") || name.ends_with("/tests.rs");
+        if exempt || name.contains("/tests/") || name.ends_with("/peer.rs") {
+            continue;
+        }
+        found.extend(containers(&text).into_iter().map(|container| (name.clone(), container)));
+    }
+    let lacking: Vec<_> = found.difference(&listed).collect();
+    let gone: Vec<_> = listed.difference(&found).collect();
+    assert!(
+        lacking.is_empty(),
+        "not in the table of ARCHITECTURE.md (\"What grows\"), and not of base::bounded: {lacking:?}"
+    );
+    assert!(gone.is_empty(), "in the table of ARCHITECTURE.md, but no more there: {gone:?}");
+}
+
+#[test]
+fn the_search_for_containers_finds_them() {
+    let source = "pub(super) struct A {\n    /// HashMap<u8> in words.\n    pub(super) all: \
+                  Locked<HashMap<u8, u8>>,\n    one: u8,\n}\nstatic B: Locked<Vec<u8>> = x();\n\
+                  fn f(a: HashMap<u8, u8>) {\n    let (s, r) = bounded(MAX);\n    let (s, r) = \
+                  bounded(1);\n    let local: VecDeque<u8> = VecDeque::new();\n}\n\
+                  pub enum C {\n    Many(BTreeSet<u8>),\n}\nstruct E(HashSet<u8>);\n#[cfg(test)]\nmod tests {\n    \
+                  struct D {\n        x: HashMap<u8, u8>,\n    }\n}\n";
+    assert_eq!(containers(source), ["all", "B", "s", "Many", "E"]);
 }
 
 #[test]

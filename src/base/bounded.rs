@@ -8,6 +8,7 @@
 
 mod subscribers;
 
+use std::borrow::Borrow;
 use std::collections::hash_map::{Entry, HashMap};
 use std::collections::vec_deque::{self, VecDeque};
 use std::hash::Hash;
@@ -102,17 +103,29 @@ impl<K: Eq + Hash, V> Map<K, V> {
     }
 
     /// The value of a key.
-    pub fn get(&self, key: &K) -> Option<&V> {
+    pub fn get<Q>(&self, key: &Q) -> Option<&V>
+    where
+        K: Borrow<Q>,
+        Q: Eq + Hash + ?Sized,
+    {
         self.entries.get(key)
     }
 
     /// The value of a key, to change.
-    pub fn get_mut(&mut self, key: &K) -> Option<&mut V> {
+    pub fn get_mut<Q>(&mut self, key: &Q) -> Option<&mut V>
+    where
+        K: Borrow<Q>,
+        Q: Eq + Hash + ?Sized,
+    {
         self.entries.get_mut(key)
     }
 
     /// Takes a key out.
-    pub fn remove(&mut self, key: &K) -> Option<V> {
+    pub fn remove<Q>(&mut self, key: &Q) -> Option<V>
+    where
+        K: Borrow<Q>,
+        Q: Eq + Hash + ?Sized,
+    {
         let value = self.entries.remove(key);
         self.part.set(self.entries.len());
         value
@@ -221,7 +234,7 @@ impl<K: Eq + Hash, V> Lru<K, V> {
     /// The value of a key, which is the most recently used from now on.
     pub fn get<Q>(&mut self, key: &Q) -> Option<&mut V>
     where
-        K: std::borrow::Borrow<Q>,
+        K: Borrow<Q>,
         Q: Eq + Hash + ?Sized,
     {
         self.entries.get_mut(key)
@@ -230,7 +243,7 @@ impl<K: Eq + Hash, V> Lru<K, V> {
     /// The value of a key, without using it.
     pub fn peek<Q>(&self, key: &Q) -> Option<&V>
     where
-        K: std::borrow::Borrow<Q>,
+        K: Borrow<Q>,
         Q: Eq + Hash + ?Sized,
     {
         self.entries.peek(key)
@@ -239,7 +252,7 @@ impl<K: Eq + Hash, V> Lru<K, V> {
     /// Takes a key out.
     pub fn pop<Q>(&mut self, key: &Q) -> Option<V>
     where
-        K: std::borrow::Borrow<Q>,
+        K: Borrow<Q>,
         Q: Eq + Hash + ?Sized,
     {
         let value = self.entries.pop(key);

@@ -11,7 +11,7 @@ use super::bounded;
 use super::clock;
 use super::lock::{Locked, Rank};
 use super::logsite::LogSite;
-use super::metrics::{Counter, Registry};
+use super::metrics::{Counter, Limit, Registry};
 
 /// Most events kept. Past it: the oldest is dropped.
 pub const HISTORY_MAX: usize = 256;
@@ -46,6 +46,7 @@ pub struct Events {
     registry: Arc<Registry>,
     history: Locked<History>,
     kinds: Locked<Vec<Arc<Seen>>>,
+    kinds_limit: Arc<Limit>,
 }
 
 #[derive(Debug)]
@@ -66,7 +67,9 @@ impl Events {
     /// An empty history.
     pub fn new(registry: Arc<Registry>) -> Arc<Self> {
         let limit = registry.limit("events.history_max", "", HISTORY_MAX as u64, "oldest dropped");
+        let kinds = registry.limit("events.kinds_max", "", KINDS_MAX as u64, "counted as `other`");
         Arc::new(Events {
+            kinds_limit: kinds,
             registry,
             history: Locked::new(
                 Rank::Leaf,
@@ -115,6 +118,9 @@ impl Events {
             return seen;
         }
         let room = self.kinds.with(|kinds| kinds.len() < KINDS_MAX);
+        if !room {
+            self.kinds_limit.refuse();
+        }
         let kind = if room { kind } else { "other" };
         let help = "Events of the program itself, by kind.";
         let count = self.registry.counter("tidegate_events_total", help, &[("kind", kind)]);
@@ -122,6 +128,8 @@ impl Events {
         self.kinds.with(|kinds| {
             find(kinds, kind).unwrap_or_else(|| {
                 kinds.push(Arc::clone(&fresh));
+                // `other` is not one of them.
+                self.kinds_limit.set_now(kinds.len().min(KINDS_MAX) as u64);
                 fresh
             })
         })

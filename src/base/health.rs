@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::clock;
 use super::lock::{Locked, Rank};
+use super::metrics::{Limit, Registry};
 
 /// Most checks on a board. Past it: a check is not shown, and the check `board` fails and says so.
 pub const CHECKS_MAX: usize = 256;
@@ -134,18 +135,14 @@ fn one_line(reason: &str) -> String {
 pub struct Board {
     phase: AtomicU8,
     checks: Locked<Vec<Arc<Check>>>,
+    limit: Arc<Limit>,
     /// Fails when the board is full.
     full: Arc<Check>,
 }
 
 impl Default for Board {
     fn default() -> Self {
-        let full = new_check("board", State::Ok, None);
-        Board {
-            phase: AtomicU8::new(Phase::Starting as u8),
-            checks: Locked::new(Rank::Leaf, Vec::new()),
-            full,
-        }
+        Board::bounded(Limit::detached(CHECKS_MAX as u64))
     }
 }
 
@@ -155,6 +152,21 @@ fn new_check(name: &str, state: State, interval: Option<Duration>) -> Arc<Check>
 }
 
 impl Board {
+    /// An empty board, in the first phase.
+    pub fn new(registry: &Registry) -> Arc<Self> {
+        let (max, consequence) = (CHECKS_MAX as u64, "not ready: the check board fails");
+        Arc::new(Board::bounded(registry.limit("checks_max", "", max, consequence)))
+    }
+
+    fn bounded(limit: Arc<Limit>) -> Self {
+        Board {
+            phase: AtomicU8::new(Phase::Starting as u8),
+            checks: Locked::new(Rank::Leaf, Vec::new()),
+            limit,
+            full: new_check("board", State::Ok, None),
+        }
+    }
+
     /// The check of this name; the same one for the same name. A new one is pending.
     pub fn check(&self, name: &str) -> Arc<Check> {
         self.add(name, None)
@@ -167,7 +179,10 @@ impl Board {
 
     /// Takes a check off the board, with the part that it stood for.
     pub fn remove(&self, name: &str) {
-        self.checks.with(|checks| checks.retain(|check| check.name != name));
+        self.checks.with(|checks| {
+            checks.retain(|check| check.name != name);
+            self.limit.set_now(checks.len() as u64);
+        });
     }
 
     /// All checks, in the order in which they came.
@@ -202,10 +217,12 @@ impl Board {
             if let Some(known) = checks.iter().find(|check| check.name == name) {
                 return Some(Arc::clone(known));
             }
-            if checks.len() >= CHECKS_MAX {
+            if checks.len() as u64 >= self.limit.max() {
+                self.limit.refuse();
                 return None;
             }
             checks.push(Arc::clone(&fresh));
+            self.limit.set_now(checks.len() as u64);
             Some(Arc::clone(&fresh))
         });
         added.unwrap_or_else(|| {

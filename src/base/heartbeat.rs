@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use super::clock;
 use super::lock::{Locked, Rank};
-use super::metrics::Counter;
+use super::metrics::{Limit, Registry};
 
 /// Most beats at once. There is one for each long-lived thread (`ARCHITECTURE.md` lists them), not
 /// one for each worker. Past it: a thread is not watched, and [`Heartbeats::unwatched`] counts it.
@@ -24,7 +24,7 @@ const RESTING: u64 = u64::MAX;
 pub struct Heartbeats {
     start: Instant,
     beats: Locked<Vec<Arc<State>>>,
-    unwatched: Counter,
+    limit: Arc<Limit>,
 }
 
 #[derive(Debug)]
@@ -62,15 +62,21 @@ impl Pulse {
 
 impl Default for Heartbeats {
     fn default() -> Self {
-        Heartbeats {
-            start: clock::now(),
-            beats: Locked::new(Rank::Leaf, Vec::new()),
-            unwatched: Counter::default(),
-        }
+        Heartbeats::bounded(Limit::detached(BEATS_MAX as u64))
     }
 }
 
 impl Heartbeats {
+    /// None yet.
+    pub fn new(registry: &Registry) -> Arc<Self> {
+        let (max, consequence) = (BEATS_MAX as u64, "further threads are not watched");
+        Arc::new(Heartbeats::bounded(registry.limit("heartbeats_max", "", max, consequence)))
+    }
+
+    fn bounded(limit: Arc<Limit>) -> Self {
+        Heartbeats { start: clock::now(), beats: Locked::new(Rank::Leaf, Vec::new()), limit }
+    }
+
     /// Watches a thread from now on. `silence_max` is the longest time between two beats that is
     /// still healthy: several times the longest wait of its loop.
     pub fn register(self: &Arc<Self>, name: &str, silence_max: Duration) -> Beat {
@@ -79,16 +85,14 @@ impl Heartbeats {
             silence_max,
             last_ms: AtomicU64::new(self.ms(clock::now())),
         });
-        let watched = self.beats.with(|beats| {
-            let room = beats.len() < BEATS_MAX;
-            if room {
+        self.beats.with(|beats| {
+            if (beats.len() as u64) < self.limit.max() {
                 beats.push(Arc::clone(&state));
+                self.limit.set_now(beats.len() as u64);
+            } else {
+                self.limit.refuse();
             }
-            room
         });
-        if !watched {
-            self.unwatched.inc();
-        }
         Beat { state, all: Arc::clone(self) }
     }
 
@@ -109,7 +113,7 @@ impl Heartbeats {
 
     /// Threads that were not watched because there were too many.
     pub fn unwatched(&self) -> u64 {
-        self.unwatched.value()
+        self.limit.refused()
     }
 
     fn ms(&self, at: Instant) -> u64 {
@@ -140,7 +144,10 @@ impl Drop for Beat {
             // A panic while resting must show as well.
             self.tick();
         } else {
-            self.all.beats.with(|beats| beats.retain(|beat| !Arc::ptr_eq(beat, &self.state)));
+            self.all.beats.with(|beats| {
+                beats.retain(|beat| !Arc::ptr_eq(beat, &self.state));
+                self.all.limit.set_now(beats.len() as u64);
+            });
         }
     }
 }

@@ -139,7 +139,7 @@ impl Limit {
     /// For containers that know their own size: says what it is now.
     pub fn set_now(&self, now: u64) {
         self.now.store(now, Relaxed);
-        self.high_water.fetch_max(now, Relaxed);
+        self.saw(now);
     }
 
     /// For containers that share a limit, or are replaced: one that was `before` large is `after`.

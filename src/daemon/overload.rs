@@ -13,14 +13,14 @@ use crate::base::events::Events;
 use crate::base::health::{Board, Check};
 use crate::base::heartbeat::{Beat, Heartbeats};
 use crate::base::memory;
-use crate::base::metrics::{Counter, Gauge, Registry};
+use crate::base::metrics::{Counter, Gauge, Limit, Registry, Unit};
 use crate::base::thread::{self, Thread};
 use crate::config::settings::Overload as Settings;
 use crate::gateway::catalog::Catalog;
 use crate::health::memory::allowed;
 use crate::health::overload::{ACTIONS, Action, Change, Level, Machine, Overload};
-use crate::health::sample::{Figures, Sampler};
-use crate::health::trim::Trimmers;
+use crate::health::sample::{Figures, Sampler, WINDOW_SAMPLES};
+use crate::health::trim::{TRIMMERS_MAX, Trimmers};
 use crate::net::pressure::{Pressure, Throttle};
 use crate::observe::process;
 
@@ -96,6 +96,7 @@ impl Watch {
             check,
             allowed: None,
             again: clock::now(),
+            limits: Limits::new(registry),
             hands,
         };
         let beat = heartbeats.register("overload", SILENCE_MAX);
@@ -137,6 +138,40 @@ struct Work {
     allowed: Option<u64>,
     /// When to do again what is done now and then.
     again: Instant,
+    limits: Limits,
+}
+
+/// What the watch itself keeps, and the memory that it watches.
+struct Limits {
+    samples: Arc<Limit>,
+    trimmers: Arc<Limit>,
+    memory: Arc<Limit>,
+}
+
+impl Limits {
+    fn new(registry: &Registry) -> Self {
+        let limit = |name, max, consequence| registry.limit(name, "", max as u64, consequence);
+        Limits {
+            samples: limit("overload.samples_max", WINDOW_SAMPLES, "the oldest is forgotten"),
+            trimmers: limit("overload.trimmers_max", TRIMMERS_MAX, "the cache is not asked"),
+            memory: registry.limit_of(
+                Unit::Bytes,
+                "overload.memory_max",
+                "",
+                u64::MAX,
+                "the overload level rises before it is reached",
+            ),
+        }
+    }
+
+    fn measure(&self, sampler: &Sampler, trimmers: &Trimmers, memory: Option<(u64, u64)>) {
+        self.samples.set_now(sampler.remembered() as u64);
+        self.trimmers.set_now(trimmers.registered() as u64);
+        if let Some((resident, allowed)) = memory {
+            self.memory.set_max(allowed);
+            self.memory.set_now(resident);
+        }
+    }
 }
 
 impl Work {
@@ -155,6 +190,7 @@ impl Work {
             let change = if settings.enabled {
                 let figures = self.figures(&settings);
                 let sample = self.sampler.sample(now, &figures);
+                self.limits.measure(&self.sampler, &self.hands.trimmers, figures.memory);
                 self.machine.step(now, &sample)
             } else {
                 self.switched_off(settings.calm)

@@ -119,9 +119,9 @@ impl Running {
             "How often free memory was given back to the system.",
             &[],
         );
-        let heartbeats = Arc::new(Heartbeats::default());
+        let heartbeats = Heartbeats::new(&registry);
         let beat = heartbeats.register("main", MAIN_SILENCE_MAX);
-        let board = Arc::new(Board::default());
+        let board = Board::new(&registry);
         let resolver = Arc::new(Resolver::system(&registry));
         let beats = Arc::clone(&heartbeats);
         let catalog = Catalog::start(&config, Arc::clone(&resolver), &registry, beats);

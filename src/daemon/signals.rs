@@ -9,7 +9,7 @@ use signal_hook::iterator::{Handle, Signals as Caught};
 use crate::base::thread::{self, Thread};
 
 /// Events that wait for the loop. Past it they are dropped: the same ones are in the queue already.
-const EVENTS_MAX: usize = 16;
+pub(super) const EVENTS_MAX: usize = 16;
 
 /// Every reason to act.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -326,8 +326,12 @@ impl Attempt<'_> {
         loop {
             let deadline = deadlines.next();
             let error = match source.piece(&self.watch(client, deadline)) {
-                Ok(None) => return Ok(body),
+                Ok(None) => {
+                    self.link.counts.answer(body.len());
+                    return Ok(body);
+                }
                 Ok(Some(piece)) if body.len() + piece.len() > max => {
+                    self.link.counts.answer_too_large();
                     let context = format!("the answer is larger than {max} bytes (answer_max)");
                     return Err(Error::new(Kind::UpstreamMalformed, context));
                 }
@@ -433,6 +437,7 @@ impl Attempt<'_> {
             }
         };
         if core.committed() {
+            self.link.counts.line(core.longest());
             self.usage(core.usage().unwrap_or_else(|| core.estimate()));
             End::Cut(error)
         } else {
@@ -477,6 +482,7 @@ impl Attempt<'_> {
         client: &mut ClientStream<'_>,
         out: &[u8],
     ) -> End {
+        self.link.counts.line(core.longest());
         self.usage(core.usage().unwrap_or_else(|| core.estimate()));
         let sent = client.finish(out);
         // The client has everything. What is left of the message is only its end.

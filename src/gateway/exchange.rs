@@ -449,6 +449,13 @@ impl Exchange {
         self.record.usage(usage);
     }
 
+    /// The longest event of the stream had so many bytes.
+    pub(super) fn line(&self, bytes: usize) {
+        if let Some((link, _)) = self.chain.get(self.at) {
+            link.counts.line(bytes);
+        }
+    }
+
     /// The current link's attempt ended well.
     pub(super) fn answered(&mut self) {
         if let Some((link, _)) = self.chain.get(self.at) {

@@ -68,6 +68,7 @@ impl Flowing {
     fn settle(&mut self) {
         self.over = true;
         let core = &self.parts.core;
+        self.exchange.line(core.longest());
         self.exchange.usage(core.usage().unwrap_or_else(|| core.estimate()));
     }
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use super::overload::Sample;
 
 /// How far back waits count: this many samples (3 s at four a second).
-const WINDOW_SAMPLES: usize = 12;
+pub const WINDOW_SAMPLES: usize = 12;
 
 /// Fewest waits whose p99 says something. With fewer, one unlucky request would be all of it.
 const WAITS_MIN: u64 = 20;
@@ -43,6 +43,11 @@ impl Sampler {
     /// Nothing seen yet. `bounds`: of the histogram of waits.
     pub fn new(bounds: &'static [f64]) -> Self {
         Sampler { bounds, window: VecDeque::with_capacity(WINDOW_SAMPLES + 1), stuck_since: None }
+    }
+
+    /// How many samples are remembered, at most [`WINDOW_SAMPLES`].
+    pub fn remembered(&self) -> usize {
+        self.window.len()
     }
 
     /// The sample of these figures.

@@ -42,6 +42,11 @@ impl Trimmers {
         })
     }
 
+    /// How many are registered, at most [`TRIMMERS_MAX`].
+    pub fn registered(&self) -> usize {
+        self.known.with(|known| known.len())
+    }
+
     /// Asks all of them. One that panics is named and does not keep the others from it.
     pub fn trim(&self, level: Level) -> Vec<&'static str> {
         let known = self.known.with(|known| known.clone());

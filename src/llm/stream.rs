@@ -48,6 +48,8 @@ pub struct Stream {
     strip_usage: bool,
     /// The reason why the answer ended, as a JSON string.
     finish: Option<String>,
+    /// Bytes of the longest event so far.
+    longest: usize,
     called: bool,
     fragments: Fragments,
 }
@@ -72,6 +74,7 @@ impl Stream {
             prompt_bytes: ask.prompt_bytes(),
             strip_usage: !reply.usage,
             finish: None,
+            longest: 0,
             called: false,
             fragments: Fragments::default(),
         }
@@ -134,6 +137,11 @@ impl Stream {
     /// The terminator was seen and written; the caller may stop reading.
     pub fn done(&self) -> bool {
         self.done
+    }
+
+    /// Bytes of the longest event so far.
+    pub fn longest(&self) -> usize {
+        self.longest
     }
 
     /// The tokens, as the upstream told them.
@@ -207,6 +215,7 @@ impl Stream {
             if end - start > self.line_max {
                 return Err(Fault::LineTooLong);
             }
+            self.longest = self.longest.max(end - start);
             self.event(reply, &bytes[start..end], out, feed)?;
             start = end;
             if self.done {

@@ -22,6 +22,7 @@ use super::pressure::{Gauge, Throttle};
 use super::pump::{Pump, PumpInbox};
 use super::service::Service;
 use super::settings::{Fixed, Settings};
+use super::sizes::Sizes;
 use super::workers::{Task, Workers};
 use crate::base::clock;
 use crate::base::heartbeat::Heartbeats;
@@ -52,6 +53,9 @@ pub struct Shared {
     pub(super) connections: Arc<Limit>,
     pub(super) per_address: Arc<Limit>,
     pub(super) bodies: Arc<Limit>,
+    sizes: Sizes,
+    /// Sockets between the accept thread and the parking thread.
+    pub(super) arriving: Arc<Limit>,
     pub(super) answers: Arc<Limit>,
     pub(super) queued: Arc<Limit>,
     pub(super) line: Line,
@@ -107,7 +111,8 @@ impl Shared {
     }
 
     pub(super) fn env<'a>(&'a self, settings: &'a Settings, peer: SocketAddr) -> Env<'a> {
-        Env { settings, service: &*self.service, bodies: &self.bodies, peer }
+        let (service, bodies, sizes) = (&*self.service, &self.bodies, &self.sizes);
+        Env { settings, service, bodies, sizes, peer }
     }
 }
 
@@ -184,6 +189,7 @@ impl Engine {
         self.shared.connections.set_max(settings.connections_max as u64);
         self.shared.per_address.set_max(settings.connections_per_address_max as u64);
         self.shared.bodies.set_max(settings.bodies_total_max);
+        self.shared.sizes.reconfigure(&settings);
         self.shared.answers.set_max(settings.answers_total_max);
         self.shared.exchanges.waiting().set_max(settings.waiting_max as u64);
         // First the threads: more permits wake waiters at once.
@@ -290,12 +296,15 @@ fn shared(
             settings.bodies_total_max,
             "503 bodies_full",
         ),
-        answers: registry.limit(
+        answers: registry.limit_of(
+            Unit::Bytes,
             "server.answers_total_max",
             owner,
             settings.answers_total_max,
             "close the client that has taken nothing for longest, else the newcomer",
         ),
+        sizes: Sizes::new(registry, owner, &settings),
+        arriving: limit("accepted_max", ACCEPTED_MAX, "accept(2) waits"),
         queued: limit("server.queue_max", fixed.queue_max, "503 queue_full"),
         line: Line::new(
             registry.histogram(

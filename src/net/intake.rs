@@ -12,6 +12,7 @@ use super::http::{BodyLength, Head, Method, Request, Response};
 use super::http1::{self, BodyDecoder};
 use super::service::{Admission, Service};
 use super::settings::{BODY_RATE_GRACE, Settings};
+use super::sizes::Sizes;
 use crate::base::error::{Error, Kind};
 use crate::base::id::RequestId;
 use crate::base::metrics::{Lease, Limit};
@@ -30,6 +31,8 @@ pub struct Env<'a> {
     pub service: &'a dyn Service,
     /// The total body budget.
     pub bodies: &'a Arc<Limit>,
+    /// The limits on each request.
+    pub sizes: &'a Sizes,
     /// Whose request it is.
     pub peer: SocketAddr,
 }
@@ -107,6 +110,7 @@ impl Intake {
                     input.consume(used);
                     self.scanned = 0;
                     let body = unasked_body(&head, input);
+                    env.sizes.head(&head, used);
                     match self.admitted(head, env, started, now) {
                         Ok(None) => {}
                         Ok(Some(advance)) => return advance,
@@ -121,7 +125,10 @@ impl Intake {
                         }
                     }
                 }
-                Err(error) => return Advance::Refuse(self.refuse(&error, env)),
+                Err(error) => {
+                    env.sizes.refused(error.kind(), input.len());
+                    return Advance::Refuse(self.refuse(&error, env));
+                }
             }
         }
         self.take_body(input, env)
@@ -180,6 +187,7 @@ impl Intake {
         let reserve = match head.body {
             BodyLength::None | BodyLength::UntilClose => 0,
             BodyLength::Exact(length) if length > admission.body_max => {
+                env.sizes.refused(Kind::BodyTooLarge, 0);
                 return Err(failed(Kind::BodyTooLarge, too_large(admission.body_max)));
             }
             BodyLength::Exact(length) => length,
@@ -209,12 +217,16 @@ impl Intake {
     fn take_body(&mut self, input: &mut InputBuffer, env: &Env<'_>) -> Advance {
         let Some(partial) = self.body.as_mut() else { return Advance::More };
         match partial.take(input) {
-            Err(error) => Advance::Refuse(self.refuse(&error, env)),
+            Err(error) => {
+                env.sizes.refused(error.kind(), 0);
+                Advance::Refuse(self.refuse(&error, env))
+            }
             Ok(false) => Advance::More,
             Ok(true) => {
                 let Some(partial) = self.body.take() else { return Advance::More };
                 let started = self.started.take().unwrap_or(partial.since);
                 let Partial { id, head, admission, body, budget, .. } = *partial;
+                env.sizes.body(body.len());
                 let (route, key, peer) = (admission.route, admission.key, env.peer);
                 Advance::Ready(Box::new(Request {
                     id,

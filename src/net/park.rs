@@ -192,6 +192,7 @@ impl Park {
             }
             self.expire(now);
             self.guarded(None, |park| park.expire_queue(now));
+            self.shared.arriving.set_now(self.accepted.len() as u64);
             self.shared.parked.set_now((self.entries.len() - self.free.len()) as u64);
         }
         self.give_up_all();

@@ -21,6 +21,7 @@ pub struct Settings {
     pub connections_max: usize,
     pub connections_per_address_max: usize,
     pub trusted_proxies: Vec<IpAddr>,
+    pub body_max: u64,
     pub bodies_total_max: u64,
     pub answers_total_max: u64,
     pub request_timeout: Duration,

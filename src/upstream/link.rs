@@ -6,10 +6,10 @@ use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 
 use crate::base::clock;
-use crate::base::error::Result;
+use crate::base::error::{Kind, Result};
 use crate::base::events::Events;
 use crate::base::lock::{Locked, Rank};
-use crate::base::metrics::{Counter, Registry};
+use crate::base::metrics::{Counter, Limit, Registry, Unit};
 use crate::base::permits::Permits;
 use crate::config::settings::{BaseUrl, Breaker, Secret, Upstream, UpstreamKind};
 use crate::net::outbound::{Origin, Pool, ProxyAddr, Resolver};
@@ -43,6 +43,10 @@ pub struct Counts {
     answered: Arc<Counter>,
     /// Input and output tokens, as the upstream told them.
     tokens: [Arc<Counter>; 2],
+    /// `upstream.stream_line_max`.
+    line: Arc<Limit>,
+    /// `upstream.answer_max`.
+    answer: Arc<Limit>,
 }
 
 const ATTEMPTS: (&str, &str) = (
@@ -55,12 +59,27 @@ const TOKENS: (&str, &str) = (
 );
 
 impl Counts {
-    fn new(registry: &Arc<Registry>, upstream: &str) -> Self {
+    fn new(registry: &Arc<Registry>, settings: &Upstream) -> Self {
+        let upstream = &*settings.name;
+        let each = |name, max: usize, consequence| {
+            registry.limit_each(Unit::Bytes, name, upstream, max as u64, consequence)
+        };
         let labels = [("upstream", upstream), ("outcome", "ok")];
         let answered = registry.counter(ATTEMPTS.0, ATTEMPTS.1, &labels);
         let tokens =
             ["input", "output"].map(|direction| tokens(registry, upstream, direction, "false"));
-        Counts { registry: Arc::clone(registry), upstream: upstream.to_owned(), answered, tokens }
+        Counts {
+            registry: Arc::clone(registry),
+            upstream: upstream.to_owned(),
+            answered,
+            tokens,
+            line: each(
+                "upstream.stream_line_max",
+                settings.stream_line_max,
+                "next in chain, else an in-band error",
+            ),
+            answer: each("upstream.answer_max", settings.answer_max, "next in chain, else 502"),
+        }
     }
 
     /// An attempt gave an answer.
@@ -70,8 +89,26 @@ impl Counts {
 
     /// An attempt failed.
     pub fn failed(&self, code: &'static str) {
+        if code == Kind::UpstreamLineTooLong.row().code {
+            self.line.refuse();
+        }
         let labels = [("upstream", &*self.upstream), ("outcome", code)];
         self.registry.counter(ATTEMPTS.0, ATTEMPTS.1, &labels).inc();
+    }
+
+    /// The longest event of a stream had so many bytes.
+    pub fn line(&self, bytes: usize) {
+        self.line.saw(bytes as u64);
+    }
+
+    /// A whole answer had so many bytes.
+    pub fn answer(&self, bytes: usize) {
+        self.answer.saw(bytes as u64);
+    }
+
+    /// A whole answer was too large.
+    pub fn answer_too_large(&self) {
+        self.answer.refuse();
     }
 
     /// Tokens of an answer; `estimated` when the upstream did not tell them.
@@ -151,6 +188,8 @@ impl Links {
         for link in links.values() {
             link.permits.waiting().set_max(link.settings.waiting_max as u64);
             link.permits.set_max(link.settings.concurrency_max as u64);
+            link.counts.line.set_max(link.settings.stream_line_max as u64);
+            link.counts.answer.set_max(link.settings.answer_max as u64);
             if let Some(pool) = &link.pool {
                 pool.show_max();
             }
@@ -224,7 +263,7 @@ impl Links {
             pool,
             authorization: settings.key.as_ref().map(bearer),
             breakers,
-            counts: Counts::new(&self.registry, name),
+            counts: Counts::new(&self.registry, settings),
             budget,
             retries,
         })

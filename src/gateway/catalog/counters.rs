@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
-use super::question::{Outcome, What};
-use super::state::{FLIGHTS_MAX, Found, SHOW_BYTES_MAX, SHOWS_MAX};
-use crate::base::metrics::{Counter, Limit, Registry};
+use super::parse::MODELS_MAX;
+use super::question::{Known, Outcome, What};
+use super::state::{FLIGHTS_MAX, Found, SHOW_BYTES_MAX, SHOWS_MAX, THREADS_MAX};
+use crate::base::metrics::{Counter, Limit, Registry, Unit};
 
 /// A counter for list, ps and show, in this order.
 type Each = [Arc<Counter>; 3];
@@ -17,6 +18,10 @@ pub(super) struct Counters {
     pub(super) queue: Arc<Limit>,
     shows: Arc<Limit>,
     show_bytes: Arc<Limit>,
+    /// Models of one list.
+    models: Arc<Limit>,
+    /// Threads that ask, and the tokens that wake them.
+    pub(super) threads: Arc<Limit>,
     hits: Each,
     stale: Each,
     misses: Each,
@@ -45,7 +50,21 @@ impl Counters {
             waiting: limit("catalog.waiting_max", 1, "what is known is shown without waiting"),
             queue: limit("catalog.queue_max", FLIGHTS_MAX, "what is known is shown"),
             shows: limit("catalog.shows_max", SHOWS_MAX, again),
-            show_bytes: limit("catalog.show_bytes_max", SHOW_BYTES_MAX, again),
+            show_bytes: registry.limit_of(
+                Unit::Bytes,
+                "catalog.show_bytes_max",
+                "",
+                SHOW_BYTES_MAX as u64,
+                again,
+            ),
+            models: registry.limit_each(
+                Unit::Entries,
+                "catalog.models_max",
+                "",
+                MODELS_MAX as u64,
+                "the rest of the list is left out",
+            ),
+            threads: limit("catalog.threads_max", THREADS_MAX, "the question waits"),
             hits: lookups("hit"),
             stale: lookups("stale"),
             misses: lookups("miss"),
@@ -71,6 +90,12 @@ impl Counters {
     pub(super) fn asked(&self, what: &What, outcome: &Outcome) {
         let counter = if outcome.is_ok() { &self.answers } else { &self.failures };
         counter[index(what)].inc();
+        if let Ok(Known::List(list)) = outcome {
+            self.models.saw(list.models.len() as u64);
+            if list.left_out > 0 {
+                self.models.refuse();
+            }
+        }
     }
 
     /// Says what there is now: questions, descriptions, and their bytes.

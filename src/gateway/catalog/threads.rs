@@ -131,6 +131,7 @@ impl Catalog {
                 let late = self.threads.with(|threads| match threads.alive {
                     Some(_) => {
                         threads.started.push(thread);
+                        self.shared.counters.threads.set_now(threads.started.len() as u64);
                         None
                     }
                     None => Some(thread),

@@ -233,6 +233,7 @@ fn settings() -> Settings {
         connections_max: 8,
         connections_per_address_max: 0,
         trusted_proxies: Vec::new(),
+        body_max: 1 << 20,
         bodies_total_max: 1 << 20,
         answers_total_max: 256 << 20,
         request_timeout: Duration::from_secs(60),

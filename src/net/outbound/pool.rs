@@ -43,6 +43,7 @@ pub(super) struct Shared {
     idle_max: usize,
     state: Locked<State>,
     limit: Arc<Limit>,
+    kept: Arc<Limit>,
     pub(super) opened: Arc<Counter>,
     pub(super) reused: Arc<Counter>,
     pub(super) stale: Arc<Counter>,
@@ -87,6 +88,12 @@ impl Pool {
                 &origin.name,
                 origin.idle_max as u64,
                 "the oldest idle connection is closed",
+            ),
+            kept: registry.limit(
+                "upstream.buffers_max",
+                &origin.name,
+                BUFFERS_MAX as u64,
+                "the buffer is freed",
             ),
             opened: counter(
                 "tidegate_upstream_connections_opened_total",
@@ -170,6 +177,7 @@ impl Pool {
             let count = state.idle.partition_point(|(_, since)| old(since));
             if state.idle.len() == count {
                 state.buffers.clear();
+                self.shared.kept.set_now(0);
             }
             let old: Vec<_> = state.idle.drain(..count).collect();
             self.shared.limit.set_now(state.idle.len() as u64);
@@ -221,7 +229,11 @@ impl Shared {
 
     /// A read buffer of [`BUFFER_BYTES`].
     pub(super) fn buffer(&self) -> Vec<u8> {
-        let kept = self.state.with(|state| state.buffers.pop());
+        let kept = self.state.with(|state| {
+            let kept = state.buffers.pop();
+            self.kept.set_now(state.buffers.len() as u64);
+            kept
+        });
         kept.unwrap_or_else(|| vec![0; BUFFER_BYTES])
     }
 
@@ -231,8 +243,10 @@ impl Shared {
             let surplus = self.state.with(|state| {
                 if state.buffers.len() < BUFFERS_MAX {
                     state.buffers.push(buffer);
+                    self.kept.set_now(state.buffers.len() as u64);
                     None
                 } else {
+                    self.kept.refuse();
                     Some(buffer)
                 }
             });

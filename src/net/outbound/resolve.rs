@@ -3,19 +3,18 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, ToSocketAddrs};
-use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
-use lru::LruCache;
 
 use super::control::Control;
 use super::wait::{self, Stop, Watch};
+use crate::base::bounded;
 use crate::base::clock;
 use crate::base::error::{Error, Kind, Phase};
 use crate::base::lock::{Locked, Rank};
-use crate::base::metrics::{Counter, Limit, Registry};
+use crate::base::metrics::{Counter, Limit, Registry, Unit};
 use crate::base::thread::{self, Thread};
 
 /// Names remembered. Past it: the least recently used one is asked for again.
@@ -69,19 +68,21 @@ pub struct Resolver {
     jobs: Option<Sender<Arc<str>>>,
     work: Receiver<Arc<str>>,
     threads: Locked<Vec<Thread>>,
+    started: Arc<Limit>,
 }
 
 struct Shared {
     lookup: Box<dyn Lookup>,
     state: Locked<State>,
-    names: Arc<Limit>,
     failures: Arc<Counter>,
 }
 
 struct State {
-    cache: LruCache<Arc<str>, Entry>,
-    /// Lookups on their way, at most `PENDING_MAX + THREADS_MAX`.
-    flights: Vec<Flight>,
+    cache: bounded::Lru<Arc<str>, Entry>,
+    /// Lookups on their way, with those who wait for them.
+    flights: bounded::Map<Arc<str>, Vec<Sender<Answer>>>,
+    /// The bound on those who wait for one name.
+    callers: Arc<Limit>,
     /// Threads there are: as many as lookups on their way, up to [`THREADS_MAX`], and never fewer
     /// again.
     threads: usize,
@@ -92,11 +93,6 @@ struct Entry {
     addresses: Option<Addresses>,
     fetched: Instant,
     failed: Option<(Instant, Arc<str>)>,
-}
-
-struct Flight {
-    host: Arc<str>,
-    callers: Vec<Sender<Answer>>,
 }
 
 /// What the cache says.
@@ -120,23 +116,42 @@ impl Resolver {
             NAMES_MAX as u64,
             "the least recently used name is looked up again",
         );
+        let lookups = registry.limit(
+            "resolver.lookups_max",
+            "",
+            (PENDING_MAX + THREADS_MAX) as u64,
+            "an old answer is used, else the lookup fails",
+        );
+        let callers = registry.limit_each(
+            Unit::Entries,
+            "resolver.callers_max",
+            "",
+            CALLERS_MAX as u64,
+            "the lookup fails",
+        );
         let failures =
             registry.counter("tidegate_resolve_failures_total", "Name lookups that failed.", &[]);
         let state = State {
-            cache: LruCache::new(NonZeroUsize::new(NAMES_MAX).unwrap_or(NonZeroUsize::MIN)),
-            flights: Vec::new(),
+            cache: bounded::Lru::new(names),
+            flights: bounded::Map::new(lookups),
+            callers,
             threads: 0,
         };
         Resolver {
             shared: Arc::new(Shared {
                 lookup: Box::new(lookup),
                 state: Locked::new(Rank::Resolver, state),
-                names,
                 failures,
             }),
             jobs: Some(jobs),
             work,
             threads: Locked::new(Rank::Leaf, Vec::new()),
+            started: registry.limit(
+                "resolver.threads_max",
+                "",
+                THREADS_MAX as u64,
+                "the lookup waits for a thread",
+            ),
         }
     }
 
@@ -216,7 +231,10 @@ impl Resolver {
         let shared = Arc::clone(&self.shared);
         let work = self.work.clone();
         match thread::spawn(&format!("resolve-{number}"), move || run(&shared, &work)) {
-            Ok(thread) => self.threads.with(|threads| threads.push(thread)),
+            Ok(thread) => self.threads.with(|threads| {
+                threads.push(thread);
+                self.started.set_now(threads.len() as u64);
+            }),
             // The lookup waits for another thread; with none, its callers' deadlines end it.
             Err(_) => self.shared.state.with(|state| state.threads -= 1),
         }
@@ -237,7 +255,7 @@ impl Drop for Resolver {
 impl State {
     /// What to do about `host`, and the lookup to begin.
     fn plan(&mut self, host: &str, now: Instant) -> (Plan, Option<Arc<str>>) {
-        let entry = self.cache.get(host).cloned();
+        let entry = self.cache.get(host).map(|entry| entry.clone());
         let age = |at: Instant| now.saturating_duration_since(at);
         let failed = entry.as_ref().and_then(|entry| entry.failed.clone());
         let failed = failed.filter(|(at, _)| age(*at) < FAILED_FOR).map(|(_, why)| why);
@@ -260,26 +278,30 @@ impl State {
 
     /// Joins the lookup of `host`, or registers one that is to begin.
     fn depart(&mut self, host: &str, caller: Option<Sender<Answer>>) -> Option<Arc<str>> {
-        if let Some(flight) = self.flights.iter_mut().find(|flight| &*flight.host == host) {
+        if let Some(callers) = self.flights.get_mut(host) {
             match caller {
-                Some(caller) if flight.callers.len() < CALLERS_MAX => flight.callers.push(caller),
+                Some(caller) if (callers.len() as u64) < self.callers.max() => {
+                    callers.push(caller);
+                    self.callers.saw(callers.len() as u64);
+                }
                 Some(caller) => {
+                    self.callers.refuse();
                     let _ = caller.try_send(Err("too many requests wait for this name".into()));
                 }
                 None => {}
             }
             return None;
         }
-        if self.flights.len() >= PENDING_MAX + THREADS_MAX {
-            if let Some(caller) = caller {
-                let _ = caller.try_send(Err("too many names are being resolved".into()));
-            }
-            return None;
-        }
         let host: Arc<str> = host.into();
-        self.flights
-            .push(Flight { host: Arc::clone(&host), callers: caller.into_iter().collect() });
-        Some(host)
+        match self.flights.insert(Arc::clone(&host), caller.into_iter().collect()) {
+            Ok(_) => Some(host),
+            Err(refused) => {
+                for caller in refused {
+                    let _ = caller.try_send(Err("too many names are being resolved".into()));
+                }
+                None
+            }
+        }
     }
 }
 
@@ -301,9 +323,7 @@ impl Shared {
                 }
             };
             state.cache.put(Arc::clone(host), entry);
-            self.names.set_now(state.cache.len() as u64);
-            let position = state.flights.iter().position(|flight| flight.host == *host);
-            position.map(|position| state.flights.swap_remove(position).callers)
+            state.flights.remove(&**host)
         });
         if answer.is_err() {
             self.failures.inc();
@@ -421,8 +441,8 @@ mod tests {
             names.plan(&n.to_string(), 0);
             names.land(&n.to_string(), Ok(1), 0);
         }
-        let limit = &names.resolver.shared.names;
-        assert_eq!((limit.now(), limit.max()), (NAMES_MAX as u64, NAMES_MAX as u64));
+        let kept = names.resolver.shared.state.with(|state| state.cache.len());
+        assert_eq!(kept, NAMES_MAX);
         assert_eq!(names.plan("0", 1), (None, true), "the least recently used went");
 
         for n in 0..PENDING_MAX + THREADS_MAX {

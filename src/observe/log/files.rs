@@ -50,6 +50,8 @@ pub(super) struct Files {
     torn: bool,
     /// Failures that did not keep lines from being written: of rotation and of deleting.
     pub(super) side_errors: u64,
+    /// Rotated files in the folder, as the last sweep left them.
+    pub(super) kept: usize,
 }
 
 struct Open {
@@ -68,7 +70,7 @@ fn identity(metadata: &Metadata) -> (u64, u64) {
 impl Files {
     /// Files that are opened at the first write.
     pub(super) fn new(place: Place) -> Self {
-        Files { place, open: None, retry_at: clock::now(), torn: false, side_errors: 0 }
+        Files { place, open: None, retry_at: clock::now(), torn: false, side_errors: 0, kept: 0 }
     }
 
     pub(super) fn place(&self) -> &Place {
@@ -171,11 +173,13 @@ impl Files {
                 Some((rotated_number(&entry.file_name().to_string_lossy())?, entry.path()))
             })
             .collect();
+        self.kept = rotated.len();
         let Some(excess) = rotated.len().checked_sub(self.place.keep_files) else { return };
         rotated.sort_unstable();
         for (_, path) in &rotated[..excess] {
-            if fs::remove_file(path).is_err() {
-                self.side_errors += 1;
+            match fs::remove_file(path) {
+                Ok(()) => self.kept -= 1,
+                Err(_) => self.side_errors += 1,
             }
         }
     }

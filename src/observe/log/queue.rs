@@ -10,7 +10,7 @@ use super::FOREIGN_LEVEL;
 use super::format;
 use crate::base::clock;
 use crate::base::lock::{Locked, Rank};
-use crate::base::metrics::{Counter, Lease, Limit, Registry};
+use crate::base::metrics::{Counter, Lease, Limit, Registry, Unit};
 use crate::config::settings::{Log, LogFormat};
 
 /// Most bytes of lines that wait for the writer, beside `log.pending_max`, which counts them. A
@@ -69,6 +69,8 @@ pub(super) struct Queue {
     json: AtomicBool,
     lines_limit: Arc<Limit>,
     bytes_limit: Arc<Limit>,
+    /// Rotated files.
+    pub(super) files_limit: Arc<Limit>,
     /// Lines dropped because the queue was full.
     pub(super) dropped_full: Arc<Counter>,
     /// Lines dropped because nothing took them.
@@ -96,7 +98,19 @@ impl Queue {
             level: AtomicUsize::new(config.level as usize),
             json: AtomicBool::new(config.format == LogFormat::Json),
             lines_limit: limit("log.pending_max", config.pending_max as u64),
-            bytes_limit: limit("log.pending_bytes", PENDING_BYTES_MAX),
+            bytes_limit: registry.limit_of(
+                Unit::Bytes,
+                "log.pending_bytes",
+                "",
+                PENDING_BYTES_MAX,
+                "dropped and counted",
+            ),
+            files_limit: registry.limit(
+                "log.keep_files",
+                "",
+                config.keep_files as u64,
+                "the oldest file is deleted",
+            ),
             dropped_full: dropped("queue_full"),
             dropped_write: dropped("write_error"),
             write_errors: counter(

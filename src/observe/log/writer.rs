@@ -135,6 +135,8 @@ impl Writer {
         };
         let wrote = files.write(&self.batch);
         self.queue.write_errors.add(std::mem::take(&mut files.side_errors));
+        self.queue.files_limit.set_max(files.place().keep_files as u64);
+        self.queue.files_limit.set_now(files.kept as u64);
         let Err(error) = wrote else {
             self.failing = false;
             return Ok(());
