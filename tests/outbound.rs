@@ -390,3 +390,27 @@ fn a_ca_file_that_changed_is_read_again_by_a_reload() {
     reload(&secure, 3.0);
     assert_eq!(status(), 200);
 }
+
+/// The upstream was not asked, so it says nothing about the request: the next one may well answer.
+#[test]
+fn a_proxy_that_wants_credentials_moves_on_and_has_a_code_of_its_own() {
+    let sandbox = Sandbox::new();
+    let proxy = FakeUpstream::start(Dialect::OpenAi, |_| {
+        vec![Step::Send(answers::whole(407, "Proxy-Authenticate: Basic\r\n", b"no"))]
+    });
+    let well = good(Dialect::Ollama);
+    let lines = format!("proxy = \"http://{}\"", proxy.addr());
+    let conf = Conf::new()
+        .upstream("far", "openai", "http://far.example/v1", &lines)
+        .upstream("tls", "openai", "https://far.example/v1", &lines)
+        .fake("well", &well, "")
+        .model("m", "far/x", &["tls/x", "well/x"]);
+    let daemon = Daemon::start(&sandbox, &conf);
+    let answer = daemon.ask(ask::chat(Dialect::OpenAi, "m", "hi", false));
+    assert_eq!(answer.status(), 200, "{}", answer.text());
+    for model in ["far/x", "tls/x"] {
+        let answer = daemon.ask(ask::chat(Dialect::OpenAi, model, "hi", false));
+        let told = (answer.status(), answer.code());
+        assert_eq!(told, (502, "upstream_proxy_rejected".to_owned()), "{model}");
+    }
+}

@@ -166,6 +166,8 @@ pub enum Kind {
     UpstreamModelNotFound,
     /// The upstream rejected our key (401, 403); the upstream's status is kept.
     UpstreamKeyRejected(u16),
+    /// The proxy in front of the upstream wants credentials (407).
+    UpstreamProxyRejected,
     /// `server.request_timeout` or `model.total_timeout`.
     RequestTotalTimeout,
     /// The client left. Never sent; it is for logs and metrics.
@@ -245,6 +247,7 @@ impl Kind {
             Kind::UpstreamKeyRejected(status) => {
                 ("upstream_key_rejected", status, Upstream, Error, false)
             }
+            Kind::UpstreamProxyRejected => ("upstream_proxy_rejected", 502, Upstream, Error, false),
             Kind::RequestTotalTimeout => ("request_total_timeout", 504, Upstream, Warn, true),
             Kind::ClientGone => ("client_gone", 499, Validation, Debug, false),
             Kind::ClientStalled => ("client_stalled", 499, Validation, Info, false),

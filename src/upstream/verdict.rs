@@ -20,6 +20,7 @@ pub fn judge(status: u16, retry_after: Option<Duration>, message: &str, name: &s
     let context = || match (status, message) {
         // Providers repeat the key there, or parts of it, and it is not the client's.
         (401, _) => format!("upstream {name} answered 401: it rejects the gateway's key"),
+        (407, _) => format!("the proxy of upstream {name} answered 407: it wants credentials"),
         (_, "") => format!("upstream {name} answered {status}"),
         _ => format!("upstream {name} answered {status}: {message}"),
     };
@@ -29,6 +30,8 @@ pub fn judge(status: u16, retry_after: Option<Duration>, message: &str, name: &s
         400 | 413 | 422 => Verdict::Final(error(Kind::UpstreamRejected(status))),
         401 | 403 => Verdict::MoveOn(error(Kind::UpstreamKeyRejected(status))),
         404 => Verdict::MoveOn(error(Kind::UpstreamModelNotFound)),
+        // Nobody but a proxy says so: the upstream itself was not asked.
+        407 => Verdict::MoveOn(error(Kind::UpstreamProxyRejected)),
         429 => Verdict::MoveOn(error(Kind::UpstreamRateLimited)),
         // 402: this account is out of credit; another upstream's may not be.
         402 | 408 | 500..=599 => Verdict::MoveOn(error(Kind::UpstreamStatus(status))),
@@ -66,6 +69,7 @@ mod tests {
             (400, "final 400"),
             (401, "on 401"),
             (404, "on 404"),
+            (407, "on 502"),
             (408, "on 408"),
             (413, "final 413"),
             (422, "final 422"),

@@ -256,6 +256,11 @@ impl Dialer {
             return match head.status {
                 200..=299 if used == filled => Ok(()),
                 200..=299 => Err(self.error(&format!("the proxy {proxy:?} sent data of its own"))),
+                407 => {
+                    let (upstream, to) = (&self.upstream, &self.authority);
+                    let what = format!("upstream {upstream} ({to}): its proxy wants credentials");
+                    Err(Error::new(Kind::UpstreamProxyRejected, what))
+                }
                 status => Err(self.error(&format!("the proxy {proxy:?} answered {status}"))),
             };
         }

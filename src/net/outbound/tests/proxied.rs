@@ -66,14 +66,15 @@ fn https_goes_through_a_tunnel() {
 
 #[test]
 fn a_proxy_that_refuses_or_talks_nonsense_is_a_failed_connection() {
-    for (answer, says) in [
+    for (answer, kind, says) in [
         (
             "HTTP/1.1 407 Proxy Authentication Required\r\ncontent-length: 3\r\n\r\nno!",
-            "answered 407",
+            Kind::UpstreamProxyRejected,
+            "wants credentials",
         ),
-        ("HTTP/1.1 200 OK\r\n\r\nsurprise", "data of its own"),
-        ("hello\r\n", "no HTTP"),
-        ("", "closed"),
+        ("HTTP/1.1 200 OK\r\n\r\nsurprise", Kind::UpstreamConnect, "data of its own"),
+        ("hello\r\n", Kind::UpstreamConnect, "no HTTP"),
+        ("", Kind::UpstreamConnect, "closed"),
     ] {
         let proxy = serve(move |mut peer, _| {
             peer.head();
@@ -81,7 +82,7 @@ fn a_proxy_that_refuses_or_talks_nonsense_is_a_failed_connection() {
         });
         let target = Origin { tls: true, host: "model.test".to_owned(), ..origin(proxy) };
         let error = Fixture::new(&through(proxy, target)).call(b"{}").unwrap_err();
-        assert_eq!(error.kind(), Kind::UpstreamConnect);
+        assert_eq!(error.kind(), kind);
         assert!(error.context().contains(says), "{error}");
         assert!(!format!("{error:?}").contains("c2VjcmV0"), "{error:?}");
     }
