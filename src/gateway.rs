@@ -296,6 +296,10 @@ impl Service for Gateway {
         Step::Respond(state.readable(&request.head.headers, response))
     }
 
+    fn broken(&self, error: &Error, route: u16) -> Response {
+        errors::response(error, routes::pattern(route))
+    }
+
     fn refuse(
         &self,
         error: &Error,

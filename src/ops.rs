@@ -168,6 +168,10 @@ impl Service for OpsHandler {
         Step::Respond(self.handle(&request))
     }
 
+    fn broken(&self, error: &Error, _route: u16) -> Response {
+        problem(error)
+    }
+
     fn refuse(
         &self,
         error: &Error,

@@ -60,6 +60,8 @@ fn problem(error: &Error) -> Vec<u8> {
 mod tests {
     use super::*;
     use crate::base::error::Kind;
+    use crate::gateway::routes::{self, Found};
+    use crate::net::http::Method;
 
     #[test]
     fn an_error_is_written_in_the_dialect_of_its_path() {
@@ -73,5 +75,10 @@ mod tests {
         assert!(text("/v1/chat/completions").starts_with(r#"{"error":{"#));
         assert_eq!(text("/api/chat"), r#"{"error":"busy"}"#);
         assert!(text("/elsewhere").contains(r#""detail":"busy""#));
+        // A panic knows its route only.
+        for (path, begins) in [("/v1/models/x", r#"{"error":{"#), ("/api/tags", r#"{"error":""#)] {
+            let Found::Row(row) = routes::find(Method::Get, path) else { panic!("no {path}") };
+            assert!(text(routes::pattern(row)).starts_with(begins), "{path}");
+        }
     }
 }

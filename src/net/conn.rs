@@ -15,7 +15,7 @@ use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags};
 
 use super::address::AddressLease;
-use super::http::{Head, Method};
+use super::http::{Head, Method, Request};
 use super::intake::{InputBuffer, Intake, Refusal};
 use super::settings::{READ_BYTES, STAY};
 use crate::base::id::RequestId;
@@ -45,7 +45,12 @@ pub struct Current {
     pub keep_alive: bool,
     /// Bytes of the answer may have left.
     pub begun: bool,
+    /// The route, as the service numbers them; [`NO_ROUTE`] before there is one.
+    pub route: u16,
 }
+
+/// The route of a request that is not whole.
+pub const NO_ROUTE: u16 = u16::MAX;
 
 impl Current {
     /// What must be known of a request to answer it.
@@ -56,12 +61,19 @@ impl Current {
             http11: head.http11,
             keep_alive: head.keep_alive,
             begun: false,
+            route: NO_ROUTE,
         }
+    }
+
+    /// What must be known of a whole request.
+    pub fn of_request(request: &Request) -> Self {
+        Current { route: request.route, ..Current::of(&request.head, request.id.clone()) }
     }
 
     /// Of a request that never became one: the connection cannot go on.
     pub fn lost(id: RequestId) -> Self {
-        Current { id, head_only: false, http11: true, keep_alive: false, begun: false }
+        let (head_only, http11, keep_alive, begun) = (false, true, false, false);
+        Current { id, head_only, http11, keep_alive, begun, route: NO_ROUTE }
     }
 }
 
@@ -77,6 +89,8 @@ pub struct ClientConn {
     pub current: Option<Current>,
     /// A refusal that the parking thread is to send.
     pub refusal: Option<Box<Refusal>>,
+    /// How much of a refused body may be thrown away after the answer ([`Refusal::drain`]).
+    pub drain: u64,
     _place: Lease,
     _address: Option<AddressLease>,
 }
@@ -103,6 +117,7 @@ impl ClientConn {
             intake: Intake::default(),
             current: None,
             refusal: None,
+            drain: 0,
             _place: place,
             _address: address,
         })

@@ -21,7 +21,7 @@ use super::park::{Park, Purpose, stop_waiting};
 use super::pressure::{Gauge, Throttle};
 use super::pump::{Pump, PumpInbox};
 use super::service::Service;
-use super::settings::{Fixed, Settings};
+use super::settings::{DRAINS_MAX, Fixed, Settings};
 use super::sizes::Sizes;
 use super::workers::{Task, Workers};
 use crate::base::clock;
@@ -57,6 +57,7 @@ pub struct Shared {
     /// Sockets between the accept thread and the parking thread.
     pub(super) arriving: Arc<Limit>,
     pub(super) answers: Arc<Limit>,
+    pub(super) drains: Arc<Limit>,
     pub(super) queued: Arc<Limit>,
     pub(super) line: Line,
     pub(super) pressure: Gauge,
@@ -295,6 +296,12 @@ fn shared(
             owner,
             settings.bodies_total_max,
             "503 bodies_full",
+        ),
+        drains: registry.limit(
+            "drains",
+            owner,
+            DRAINS_MAX,
+            "the rest of a refused body is read for 256 KiB or 1 s only",
         ),
         answers: registry.limit_of(
             Unit::Bytes,

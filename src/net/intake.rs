@@ -55,6 +55,9 @@ pub struct Refusal {
     pub response: Response,
     /// How to send it. Without `keep_alive` the connection is closed after it.
     pub current: Current,
+    /// How much of the body may be read and thrown away, so that the client, which sends it before it
+    /// reads, comes to the answer. Zero for a client that was not let in.
+    pub drain: u64,
 }
 
 /// The state of one request on its way in.
@@ -171,7 +174,7 @@ impl Intake {
             // here is shown out.
             let harmless = matches!(response.status, 200..=299 | 404 | 405);
             current.keep_alive &= head.body == BodyLength::None && harmless;
-            Box::new(Refusal { response, current })
+            Box::new(Refusal { response, current, drain: 0 })
         };
         let admission = match env.service.admit(&head, &env.peer, &id) {
             Ok(admission) => admission,
@@ -182,7 +185,9 @@ impl Intake {
         };
         let failed = |kind: Kind, context: String| {
             let error = Error::new(kind, context);
-            refuse(env.service.refuse(&error, Some(&head), &env.peer, &id), id.clone())
+            let response = env.service.refuse(&error, Some(&head), &env.peer, &id);
+            let drain = drain(&head, admission.body_max);
+            Box::new(Refusal { drain, ..*refuse(response, id.clone()) })
         };
         let reserve = match head.body {
             BodyLength::None | BodyLength::UntilClose => 0,
@@ -244,14 +249,20 @@ impl Intake {
 
     fn refuse(&mut self, error: &Error, env: &Env<'_>) -> Box<Refusal> {
         self.started = None;
+        let mut drained = 0;
         let (head, id) = match self.body.take() {
-            Some(partial) => (Some(partial.head), partial.id),
+            Some(partial) => {
+                if matches!(error.kind(), Kind::BodyTooLarge | Kind::BodiesFull) {
+                    drained = drain(&partial.head, partial.admission.body_max);
+                }
+                (Some(partial.head), partial.id)
+            }
             None => (None, RequestId::generate()),
         };
         let response = env.service.refuse(error, head.as_ref(), &env.peer, &id);
         let mut current = Current::lost(id);
         current.head_only = head.is_some_and(|head| head.method == Method::Head);
-        Box::new(Refusal { response, current })
+        Box::new(Refusal { response, current, drain: drained })
     }
 }
 
@@ -302,6 +313,16 @@ fn unasked_body(head: &Head, input: &InputBuffer) -> Option<(usize, bool)> {
 /// again later had better not need a new connection for it.
 fn spares(status: u16) -> bool {
     matches!(status, 429 | 503)
+}
+
+/// How much of a body that is too large is worth reading on: twice what would have been taken, and
+/// nothing of one that is known to be larger than that.
+fn drain(head: &Head, body_max: u64) -> u64 {
+    let most = body_max.saturating_mul(2);
+    match head.body {
+        BodyLength::Exact(length) if length > most => 0,
+        _ => most,
+    }
 }
 
 fn too_large(max: u64) -> String {

@@ -25,13 +25,14 @@ use super::inbox::{Grant, Message, WAKE};
 use super::intake::{Advance, Refusal};
 use super::respond;
 use super::service::{GiveUp, Job, Wait};
-use super::settings::{LINGER_BYTES_MAX, LINGER_TIMEOUT, PARK_READ_BYTES_MAX};
+use super::settings::{DRAIN_TIMEOUT, LINGER_BYTES_MAX, LINGER_TIMEOUT, PARK_READ_BYTES_MAX};
 use super::unsent::{Sent, Unsent};
 use super::workers::{Healing, Task, Work, Workers};
 use crate::base::clock;
 use crate::base::error::{Error, Kind};
 use crate::base::heartbeat::Beat;
 use crate::base::id::RequestId;
+use crate::base::metrics::Lease;
 use crate::base::permits::{Place, Ticket};
 
 /// Events taken from the kernel at once.
@@ -85,8 +86,16 @@ pub struct Accepted {
 enum State {
     Next,
     Flush(Unsent),
-    Linger { discarded: usize, since: Instant },
+    Linger(Linger),
     Wait { job: Box<dyn Job>, _ticket: Ticket },
+}
+
+/// What may still be read of a client that has its answer, so that the answer arrives.
+struct Linger {
+    /// Bytes that may still be thrown away.
+    left: u64,
+    until: Instant,
+    _drain: Option<Lease>,
 }
 
 struct Entry {
@@ -172,7 +181,10 @@ impl Park {
             again.sort_unstable();
             again.dedup();
             for index in again {
-                self.guarded(Some(index), |park| park.read_on(index, now));
+                self.guarded(Some(index), |park| {
+                    park.read_on(index, now);
+                    park.discard(index);
+                });
             }
             for message in self.shared.inbox.take() {
                 self.guarded(None, |park| match message {
@@ -335,7 +347,7 @@ impl Park {
         let Some(Some(entry)) = self.entries.get_mut(index) else { return };
         match &mut entry.state {
             State::Next => self.read_on(index, now),
-            State::Linger { .. } => self.discard(index),
+            State::Linger(_) => self.discard(index),
             State::Flush(_) if event.is_error() || event.is_write_closed() => {
                 self.remove(index);
             }
@@ -361,7 +373,7 @@ impl Park {
             match conn.intake.advance(&mut conn.input, &env, now) {
                 Advance::Ready(request) => {
                     if let Some(mut entry) = self.remove(index) {
-                        entry.conn.current = Some(Current::of(&request.head, request.id.clone()));
+                        entry.conn.current = Some(Current::of_request(&request));
                         self.dispatch(entry.conn, Work::Start(request), now);
                     }
                     return;
@@ -491,7 +503,7 @@ impl Park {
             // The kernel only tells of a good part of its buffer, which a slow client may not have
             // taken yet although it takes some all the time.
             State::Flush(_) => self.send_on(index, now),
-            State::Linger { .. } => {
+            State::Linger(_) => {
                 self.remove(index);
             }
             State::Wait { .. } => {
@@ -543,8 +555,9 @@ impl Park {
     }
 
     fn refuse(&mut self, mut conn: Box<ClientConn>, refusal: Refusal, now: Instant) {
-        let Refusal { response, current } = refusal;
+        let Refusal { response, current, drain } = refusal;
         conn.current = Some(current);
+        conn.drain = drain;
         self.respond(conn, &response, true, now);
     }
 
@@ -649,32 +662,42 @@ impl Park {
         }
     }
 
+    /// Reads on for a while behind an answer after which the connection is closed: closed now, what
+    /// the client still sends would reset the answer away (RFC 9112 section 9.6).
     fn linger(&mut self, conn: Box<ClientConn>, now: Instant) {
-        let index = self.insert(conn, State::Linger { discarded: 0, since: now });
+        let drain = if conn.drain > 0 { self.shared.drains.try_take(1) } else { None };
+        let (left, time) = match drain {
+            Some(_) => (conn.drain.max(LINGER_BYTES_MAX), DRAIN_TIMEOUT),
+            None => (LINGER_BYTES_MAX, LINGER_TIMEOUT),
+        };
+        let until = now + time;
+        let index = self.insert(conn, State::Linger(Linger { left, until, _drain: drain }));
         self.watch(index, Interest::READABLE);
-        self.set_timer(index, Some(now + LINGER_TIMEOUT));
+        self.set_timer(index, Some(until));
         // It may make room for a newcomer, as an idle one may.
         self.set_idle(index, Some(now));
         self.discard(index);
     }
 
+    /// Throws away what came, a part of it at a time: others want to be looked at too.
     fn discard(&mut self, index: usize) {
-        loop {
+        let mut budget = PARK_READ_BYTES_MAX;
+        while budget > 0 {
             let Some(Some(entry)) = self.entries.get_mut(index) else { return };
-            let State::Linger { discarded, since } = &mut entry.state else { return };
-            // A peer that keeps sending would otherwise keep us here.
-            let late = clock::now().saturating_duration_since(*since) > LINGER_TIMEOUT;
+            let State::Linger(linger) = &mut entry.state else { return };
             match entry.conn.discard() {
-                Ok(Fill::Bytes(n)) if *discarded + n <= LINGER_BYTES_MAX && !late => {
-                    *discarded += n;
+                Ok(Fill::Bytes(n)) if n as u64 <= linger.left => {
+                    linger.left -= n as u64;
+                    budget = budget.saturating_sub(n);
                 }
-                Ok(Fill::Nothing) if !late => return,
+                Ok(Fill::Nothing) if clock::now() < linger.until => return,
                 _ => {
                     self.remove(index);
                     return;
                 }
             }
         }
+        self.again.push(index);
     }
 
     fn give_up_all(&mut self) {

@@ -98,7 +98,7 @@ fn turn(
     scratch: &mut Scratch,
 ) -> (bool, Step) {
     if let Work::Start(request) = &work {
-        conn.current = Some(Current::of(&request.head, request.id.clone()));
+        conn.current = Some(Current::of_request(request));
     }
     let mut turn = Turn { shared, conn, occupied, slot: None, out: &mut scratch.out };
     let ran = catch_unwind(AssertUnwindSafe(|| match work {
@@ -113,10 +113,9 @@ fn turn(
         Err(_) => {
             shared.panics.inc();
             let error = Error::new(Kind::Internal, "a bug in the gateway; its log has the place");
-            let peer = conn.peer();
             let step = match conn.current.as_ref() {
                 Some(current) if !current.begun => {
-                    Step::Respond(shared.service.refuse(&error, None, &peer, &current.id))
+                    Step::Respond(shared.service.broken(&error, current.route))
                 }
                 // A second head within the first answer would be taken for a part of it.
                 _ => Step::Streamed { keep_alive: false },

@@ -86,6 +86,10 @@ pub trait Service: Send + Sync + 'static {
     /// Answers a complete request, on a worker.
     fn start(&self, request: Request, turn: &mut Turn<'_>) -> Step;
 
+    /// The answer to a request of this route whose handler panicked. The handler's own record of the
+    /// request has counted and logged it, as it was dropped.
+    fn broken(&self, error: &Error, route: u16) -> Response;
+
     /// The answer to a request that the engine itself refuses. Counts and logs it.
     fn refuse(
         &self,

@@ -56,9 +56,16 @@ pub const TURNS_MAX: u32 = 64;
 
 /// After an early refusal: how much of what the client still sends is discarded, and for how long,
 /// so that the answer arrives before a reset does (RFC 9112 section 9.6).
-pub const LINGER_BYTES_MAX: usize = 256 * 1024;
+pub const LINGER_BYTES_MAX: u64 = 256 * 1024;
 /// See [`LINGER_BYTES_MAX`].
 pub const LINGER_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// How long a body that is too large is read on, when its sender was let in ([`LINGER_TIMEOUT`] is for
+/// strangers). Many clients (Python's http.client, for one) read only after they have sent everything.
+pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Most connections whose too large bodies are read on at the same time. Past it: as for strangers.
+pub const DRAINS_MAX: u64 = 64;
 
 /// Bytes asked for in one read from a client.
 pub const READ_BYTES: usize = 16 * 1024;

@@ -133,7 +133,8 @@ impl Service for Hello {
         if head.path() == "/no" {
             return Err(Box::new(Response::text(403, "no")));
         }
-        Ok(Admission { body_max: 1000, ..Admission::default() })
+        let body_max = if head.path() == "/large" { 32 << 20 } else { 1000 };
+        Ok(Admission { body_max, route: 7, ..Admission::default() })
     }
 
     fn start(&self, request: Request, turn: &mut Turn<'_>) -> Step {
@@ -213,6 +214,10 @@ impl Service for Hello {
             "/huge" => Step::Respond(Response::text(200, vec![b'x'; 64 << 20])),
             _ => Step::Respond(Response::text(200, request.body)),
         }
+    }
+
+    fn broken(&self, _: &Error, route: u16) -> Response {
+        Response::text(500, format!("broken route {route}"))
     }
 
     fn refuse(&self, error: &Error, _: Option<&Head>, _: &SocketAddr, _: &RequestId) -> Response {
@@ -346,7 +351,8 @@ fn what_is_wrong_is_refused_and_the_connection_closed() {
         ("POST /no HTTP/1.1\r\nhost: x\r\ncontent-length: 3\r\n\r\n", "\r\n\r\nno"),
         ("GET / HTT", "request_timeout"),
         ("POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\nx", "request_timeout"),
-        ("GET /panic HTTP/1.1\r\nhost: x\r\n\r\n", "internal"),
+        // The service is not asked to refuse it, which it would count and log once more.
+        ("GET /panic HTTP/1.1\r\nhost: x\r\n\r\n", "broken route 7"),
     ] {
         let mut stream = running.connect();
         stream.write_all(request.as_bytes()).unwrap();
@@ -607,4 +613,58 @@ fn unsent_answers_are_bounded_and_whoever_stands_still_makes_room() {
     let answers = limits.iter().find(|l| l.name == "server.answers_total_max").unwrap();
     assert!(answers.limit.high_water() <= 100 << 20);
     assert!(answers.limit.refused() > 0);
+}
+
+/// A client as many are: it reads only after it has sent everything.
+fn send_all_then_read(running: &Running, path: &str, length: usize) -> io::Result<String> {
+    let mut stream = running.connect();
+    write!(stream, "POST {path} HTTP/1.1\r\nhost: x\r\ncontent-length: {length}\r\n\r\n")?;
+    let piece = vec![b'x'; 1 << 20];
+    for _ in 0..length >> 20 {
+        stream.write_all(&piece)?;
+    }
+    Ok(read_until(&mut stream, "never"))
+}
+
+#[test]
+fn the_refusal_of_a_large_body_reaches_a_client_that_sends_before_it_reads() {
+    let running = start();
+    for _ in 0..3 {
+        let got = send_all_then_read(&running, "/large", 33 << 20).unwrap();
+        assert!(got.starts_with("HTTP/1.1 413 ") && got.ends_with("body_too_large"), "{got}");
+    }
+    // Not for a stranger, nor where it is known to be too much.
+    let stranger = send_all_then_read(&running, "/no", 33 << 20);
+    assert!(stranger.is_err(), "{stranger:?}");
+    let endless = send_all_then_read(&running, "/large", 65 << 20);
+    assert!(endless.is_err(), "{endless:?}");
+    while running.now("drains") > 0 {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn bodies_that_are_read_to_be_thrown_away_are_bounded() {
+    let running = start();
+    let engine = running.engine.as_ref().unwrap();
+    engine.reconfigure(Settings { connections_max: 256, ..settings() });
+    let mut refused: Vec<TcpStream> = Vec::new();
+    for _ in 0..DRAINS_MAX + 1 {
+        let mut stream = running.connect();
+        stream
+            .write_all(b"POST /large HTTP/1.1\r\nhost: x\r\ncontent-length: 40000000\r\n\r\n")
+            .unwrap();
+        refused.push(stream);
+    }
+    for stream in &mut refused {
+        assert!(read_until(stream, "body_too_large").contains(" 413 "));
+    }
+    let (_, limits) = running.registry.gather();
+    let drains = limits.iter().find(|limit| limit.name == "drains").unwrap();
+    let began = clock::now();
+    while drains.limit.refused() == 0 {
+        assert!(clock::now() - began < Duration::from_secs(3), "all of them are read on");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    assert_eq!((drains.limit.high_water(), drains.limit.max()), (DRAINS_MAX, DRAINS_MAX));
 }
