@@ -73,20 +73,27 @@ impl Case {
     }
 
     fn upstream_name(&self) -> &'static str {
-        match (self.fault, self.upstream) {
-            (Fault::Refuse, Dialect::OpenAi) => "refuse-openai",
-            (Fault::Refuse, Dialect::Ollama) => "refuse-ollama",
-            (_, Dialect::OpenAi) => "bad-openai",
-            (_, Dialect::Ollama) => "bad-ollama",
+        match (self.fault, self.upstream, self.after) {
+            (Fault::Refuse, Dialect::OpenAi, _) => "refuse-openai",
+            (Fault::Refuse, Dialect::Ollama, _) => "refuse-ollama",
+            (_, Dialect::OpenAi, false) => "bad-openai",
+            (_, Dialect::Ollama, false) => "bad-ollama",
+            (_, Dialect::OpenAi, true) => "later-openai",
+            (_, Dialect::Ollama, true) => "later-ollama",
         }
     }
 }
 
 fn deadlines() -> String {
+    deadlines_with(DEADLINE)
+}
+
+fn deadlines_with(first_token: Duration) -> String {
     format!(
-        "connect_timeout = \"{}ms\"\nfirst_token_timeout = \"{d}ms\"\nanswer_timeout = \"{d}ms\"\nidle_timeout = \"{d}ms\"\n\
+        "connect_timeout = \"{}ms\"\nfirst_token_timeout = \"{}ms\"\nanswer_timeout = \"{d}ms\"\nidle_timeout = \"{d}ms\"\n\
          stream_line_max = {LINE_MAX}\nanswer_max = {ANSWER_MAX}\nconcurrency_max = 64",
         CONNECT.as_millis(),
+        first_token.as_millis(),
         d = DEADLINE.as_millis()
     )
 }
@@ -122,6 +129,8 @@ impl House {
         let good = DIALECTS
             .map(|dialect| FakeUpstream::start(dialect, |call| answers::good(call, GOOD_TEXT)));
         let lines = deadlines();
+        // An upstream whose first words a busy machine holds up does not fail before them.
+        let later = deadlines_with(DEADLINE * 25);
         let mut conf = Conf::new()
             .server("request_timeout = \"20s\"\nearly_head = \"10s\"")
             .upstream(
@@ -138,6 +147,8 @@ impl House {
             )
             .fake("bad-openai", &bad[0], &lines)
             .fake("bad-ollama", &bad[1], &lines)
+            .fake("later-openai", &bad[0], &later)
+            .fake("later-ollama", &bad[1], &later)
             .fake("good-openai", &good[0], "")
             .fake("good-ollama", &good[1], "");
         for case in cases {
@@ -174,8 +185,19 @@ impl House {
         let (before_bad, before_good) =
             (House::asked(&self.bad, &model), House::asked(&self.good, &model));
         let (answer, took) = self.ask(case);
-        let asked_bad = House::asked(&self.bad, &model) - before_bad;
-        let asked_good = House::asked(&self.good, &model) - before_good;
+        // An upstream notes a call once its own thread has read it, which on a busy machine may be
+        // after the gateway has given it up. A call that was never made is never noted.
+        let asked = || {
+            let bad = House::asked(&self.bad, &model) - before_bad;
+            (bad, House::asked(&self.good, &model) - before_good)
+        };
+        let assert_asked = |expected: (usize, usize)| {
+            assert_eventually!(
+                asked() == expected,
+                "calls of (failed, fallback): {:?}, not {expected:?}",
+                asked()
+            );
+        };
         assert_eq!(answer.status(), 200, "{}", answer.text());
         assert!(answer.clean, "the HTTP message itself must end well");
         let text = answer.text();
@@ -187,9 +209,11 @@ impl House {
             let limit = if case.fault.waits() { DEADLINE + grace } else { grace };
             assert!(wait <= limit, "the error came after {wait:?}");
             if case.fault.waits() {
-                assert!(wait + Duration::from_millis(50) >= DEADLINE, "too early: {wait:?}");
+                // We may have been late to see what came before the silence.
+                let late = Duration::from_millis(50) + self.daemon.late();
+                assert!(wait + late >= DEADLINE, "too early: {wait:?}");
             }
-            assert_eq!((asked_bad, asked_good), (1, 0), "calls of (failed, fallback)");
+            assert_asked((1, 0));
             return;
         }
         if case.stream {
@@ -201,7 +225,7 @@ impl House {
             assert!(json.get("error").is_none());
         }
         let expected_bad = usize::from(case.fault != Fault::Refuse);
-        assert_eq!((asked_bad, asked_good), (expected_bad, 1), "calls of (failed, fallback)");
+        assert_asked((expected_bad, 1));
         let limit = DEADLINE + CONNECT + self.daemon.allow(GRACE);
         assert!(took <= limit, "the fallback answered after {took:?}");
     }
@@ -276,6 +300,13 @@ fn every_fault_before_commit_moves_on_and_after_it_ends_as_an_error() {
         "{threads} threads became {:?}",
         process.threads()
     );
+    let mut calls: BTreeMap<String, usize> = BTreeMap::new();
+    for seen in house.bad.iter().flat_map(FakeUpstream::seen) {
+        *calls.entry(seen.call.model().to_owned()).or_default() += 1;
+    }
+    let twice = |case: &&Case| case.fault != Fault::Refuse;
+    let expected = cases.iter().filter(twice).map(|case| (case.model(), 2)).collect();
+    assert_eq!(calls, expected, "each round asks each of them once");
     // Every connection to an upstream that failed is closed; idle ones of good answers may stay.
     assert_eventually!(
         house.bad.iter().map(FakeUpstream::open).sum::<usize>() <= 2 * 64,
@@ -326,7 +357,7 @@ fn a_chain_that_fails_whole_answers_with_its_last_cause() {
         }
         assert!(took <= DEADLINE + CONNECT + house.daemon.allow(GRACE), "after {took:?}");
         if case.fault != Fault::Refuse {
-            assert_eq!(House::asked(&house.bad, &model), 1, "asked exactly once");
+            assert_eventually!(House::asked(&house.bad, &model) == 1, "asked exactly once");
         }
     });
     assert_nothing_held(&house.daemon);

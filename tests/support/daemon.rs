@@ -192,6 +192,11 @@ impl Daemon {
         self.load.allow(bound)
     }
 
+    /// How late this machine woke a sleeping thread, at worst, since the daemon was started.
+    pub fn late(&self) -> Duration {
+        self.load.late()
+    }
+
     /// Sends a signal.
     pub fn signal(&self, signal: Signal) {
         self.process().signal(signal);
