@@ -10,6 +10,7 @@ mod intent;
 mod load;
 mod names;
 mod nearest;
+mod price;
 mod print;
 mod raw;
 pub mod reload;

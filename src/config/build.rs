@@ -14,8 +14,9 @@ use crate::base::gcra::Quota;
 use crate::base::time_parse;
 
 use super::fault::shown;
-use super::names::{ECHO, split};
+use super::names::{ECHO, free, split};
 use super::nearest::nearest;
+use super::price;
 use super::raw::{
     CONCURRENCY_DEFAULT, Raw, RawFormat, RawKind, RawLevel, RawLink, RawPer, RawRoutes, RawUpstream,
 };
@@ -23,7 +24,7 @@ use super::report::{Report, join};
 use super::secret;
 use super::settings::{
     Auth, BaseUrl, Breaker, Config, Key, Limit, Log, LogFormat, Model, OWN_LIMIT, Ops, Overload,
-    Per, Routes, Server, Target, Upstream, UpstreamKind,
+    Per, Prices, Routes, Server, Target, Upstream, UpstreamKind,
 };
 use super::unit::Size;
 use super::url;
@@ -62,7 +63,8 @@ impl Site<'_> {
 pub(super) fn build(raw: &Raw, site: &Site<'_>, report: &mut Report) -> Config {
     let server = server(raw, report);
     let upstreams = upstreams(raw, site, &server, report);
-    let models = models(raw, &upstreams, report);
+    let prices = price::prices(raw, &upstreams, report);
+    let models = models(raw, &upstreams, &prices, report);
     Config {
         path: site.path.map(Path::to_owned),
         ops: Ops { listen: address(&raw.ops.listen, 18790, "ops.listen", report) },
@@ -80,6 +82,8 @@ pub(super) fn build(raw: &Raw, site: &Site<'_>, report: &mut Report) -> Config {
         limits: limits(raw, report),
         upstreams,
         models,
+        prices,
+        usage: price::usage(raw),
         log: log(raw, site),
         state_dir: state_dir(raw, site),
         server,
@@ -316,14 +320,23 @@ fn plain_name(name: &str, place: &str, report: &mut Report) {
 }
 
 /// Names must differ. Empty ones are missing, which the first step has told.
-fn unique<'a>(table: &str, key: &str, values: impl Iterator<Item = &'a str>, report: &mut Report) {
+pub(super) fn unique<'a>(
+    table: &str,
+    key: &str,
+    values: impl Iterator<Item = &'a str>,
+    report: &mut Report,
+) {
     let mut seen: BTreeMap<&str, usize> = BTreeMap::new();
     for (index, value) in values.enumerate().filter(|(_, value)| !value.is_empty()) {
         let Some(first) = seen.insert(value, index) else { continue };
         seen.insert(value, first);
         let line = report.line(&format!("{table}.{first}.{key}"));
         let at = line.map_or_else(String::new, |line| format!(" on line {line}"));
-        let remedy = if key == "name" { "give each its own" } else { "make another key" };
+        let remedy = match key {
+            "name" => "give each its own",
+            "model" => "keep one of them",
+            _ => "make another key",
+        };
         report.fault(&format!("{table}.{index}.{key}"), format!("stands already{at}"), remedy);
     }
 }
@@ -506,7 +519,12 @@ fn ca_file(
     Some((path, digest))
 }
 
-fn models(raw: &Raw, upstreams: &[Arc<Upstream>], report: &mut Report) -> Vec<Arc<Model>> {
+fn models(
+    raw: &Raw,
+    upstreams: &[Arc<Upstream>],
+    prices: &Prices,
+    report: &mut Report,
+) -> Vec<Arc<Model>> {
     unique("model", "name", raw.model.iter().map(|m| m.name.as_str()), report);
     let mut models = Vec::with_capacity(raw.model.len());
     for (index, raw) in raw.model.iter().enumerate() {
@@ -516,10 +534,11 @@ fn models(raw: &Raw, upstreams: &[Arc<Upstream>], report: &mut Report) -> Vec<Ar
             report.fault(&join(&place, "name"), "begins or ends with a blank", remedy);
         }
         let mut chain = Vec::with_capacity(1 + raw.fallbacks.len());
-        chain.extend(target(&raw.primary, &join(&place, "primary"), upstreams, report));
+        let link = &raw.primary;
+        chain.extend(target(link, &join(&place, "primary"), upstreams, prices, report));
         for (index, link) in raw.fallbacks.iter().enumerate() {
             let place = join(&place, &format!("fallbacks.{index}"));
-            chain.extend(target(link, &place, upstreams, report));
+            chain.extend(target(link, &place, upstreams, prices, report));
         }
         let total_timeout = raw.total_timeout.map(|span| span.0);
         models.push(Arc::new(Model { name: raw.name.clone(), chain, total_timeout }));
@@ -532,6 +551,7 @@ fn target(
     link: &RawLink,
     place: &str,
     upstreams: &[Arc<Upstream>],
+    prices: &Prices,
     report: &mut Report,
 ) -> Option<Target> {
     let (text, tools, images) = match link {
@@ -563,5 +583,6 @@ fn target(
     if model.trim() != model {
         report.fault(place, "begins or ends with a blank", "take the blanks out");
     }
-    Some(Target { upstream: Arc::clone(upstream), model: model.to_owned(), tools, images })
+    let rates = prices.of(name, model).or(free(upstream.kind));
+    Some(Target { upstream: Arc::clone(upstream), model: model.to_owned(), tools, images, rates })
 }

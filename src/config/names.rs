@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::settings::{Config, Model, Target, Upstream, UpstreamKind};
+use super::settings::{Config, Model, Rates, Target, Upstream, UpstreamKind};
 
 /// The name of the built-in upstream, and of its model.
 pub const ECHO: &str = "echo";
@@ -50,8 +50,14 @@ impl Config {
             None => return None,
         };
         let upstream = Arc::clone(upstream);
-        Some(Target { upstream, model: model.to_owned(), tools: true, images: true })
+        let rates = self.prices.of(&upstream.name, model).or(free(upstream.kind));
+        Some(Target { upstream, model: model.to_owned(), tools: true, images: true, rates })
     }
+}
+
+/// Nothing stands behind `echo` that anybody would have to pay.
+pub(super) fn free(kind: UpstreamKind) -> Option<Rates> {
+    (kind == UpstreamKind::Echo).then(Rates::default)
 }
 
 /// Splits `upstream/model` at its first `/`; the rest may hold more of them, and `:`. With nothing

@@ -12,7 +12,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::unit::{Rate, Size, Span};
+use super::unit::{Price, Rate, Size, Span};
 
 /// Most `[[key]]` entries. A lookup compares with each, so that its time tells nothing.
 pub const KEYS_MAX: usize = 1024;
@@ -20,6 +20,8 @@ pub const KEYS_MAX: usize = 1024;
 pub const UPSTREAMS_MAX: usize = 64;
 /// Most `[[model]]` entries.
 pub const MODELS_MAX: usize = 1024;
+/// Most `[[price]]` entries: one for each model, and as many patterns.
+pub const PRICES_MAX: usize = 2048;
 /// Most fallbacks of one model.
 pub const FALLBACKS_MAX: usize = 15;
 /// Most entries of each list of hosts, origins, addresses and models.
@@ -58,6 +60,12 @@ pub struct Raw {
     /// `upstream/model` without an entry here.
     #[schemars(length(max = MODELS_MAX))]
     pub model: Vec<RawModel>,
+    /// What tokens cost. Where none fits, the usage of that model is told without a cost, and
+    /// counted as such; it is never taken for free.
+    #[schemars(length(max = PRICES_MAX))]
+    pub price: Vec<RawPrice>,
+    /// What is remembered of tokens and cost, in memory: a reload keeps it, a restart loses it.
+    pub usage: RawUsage,
     /// The log.
     pub log: RawLog,
     /// What the daemon keeps on disk. This version keeps nothing there yet.
@@ -733,6 +741,75 @@ pub struct RawLinkTable {
 impl Default for RawLinkTable {
     fn default() -> Self {
         RawLinkTable { model: String::new(), tools: true, images: true }
+    }
+}
+
+/// `[[price]]`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+#[schemars(extend("required" = ["model", "input", "output"]))]
+pub struct RawPrice {
+    /// Whose tokens: `upstream/model`, the model as the upstream knows it. A `*` at the end stands
+    /// for any rest (`local/*`, or `*` for everything). Where several fit, the longest counts.
+    #[schemars(length(min = 1, max = 512), extend("x-example" = "cloud/gpt-oss:120b"))]
+    pub model: String,
+
+    /// A million tokens of prompts, in `usage.currency`; 0 where they cost nothing.
+    #[schemars(extend("x-max" = "1000000", "x-example" = 0.15))]
+    pub input: Price,
+
+    /// A million tokens of answers.
+    #[schemars(extend("x-max" = "1000000", "x-example" = 0.6))]
+    pub output: Price,
+
+    /// A million tokens of prompts that the upstream found in its own cache, as it told them.
+    #[schemars(extend("x-max" = "1000000", "x-default" = "as input", "x-example" = 0.075))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cached: Option<Price>,
+}
+
+/// `[usage]`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct RawUsage {
+    /// The currency of all prices: a label, nothing is converted.
+    #[schemars(length(min = 1, max = 8))]
+    pub currency: String,
+
+    /// Sessions that have a row of their own. A session is what a client names in one of the fields
+    /// `x-tidegate-session`, `x-openclaw-session-key`, `x-session-id`, `x-litellm-session-id` and
+    /// `x-openwebui-chat-id`.
+    #[schemars(range(min = 1, max = 4096), extend(
+        "x-at-limit" = "the one that was silent for longest becomes part of its key's others",
+    ))]
+    pub sessions_max: usize,
+
+    /// Days, in UTC, that have rows of their own.
+    #[schemars(range(min = 1, max = 366), extend(
+        "x-at-limit" = "the oldest becomes part of what was before",
+    ))]
+    pub days_max: usize,
+
+    /// Rows: one for each model of a key on a day.
+    #[schemars(range(min = 1024, max = 65536), extend(
+        "x-at-limit" = "further models become part of their key's and day's others",
+    ))]
+    pub rows_max: usize,
+
+    /// How long an answer about usage may be given again without being made anew; 0 turns this off.
+    #[schemars(extend("x-min" = "0s", "x-max" = "1h"))]
+    pub cache_ttl: Span,
+}
+
+impl Default for RawUsage {
+    fn default() -> Self {
+        RawUsage {
+            currency: "USD".to_owned(),
+            sessions_max: 100,
+            days_max: 31,
+            rows_max: 4096,
+            cache_ttl: Span::seconds(2),
+        }
     }
 }
 

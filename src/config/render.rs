@@ -109,6 +109,7 @@ fn bounds(shape: &Shape) -> Option<String> {
         Shape::Duration { min, max } => range(min, max),
         Shape::Size { min, max } => range(min, max),
         Shape::Rate { min, max } => range(min, max),
+        Shape::Price { max } => range(&0, max),
         Shape::List { max, .. } => Some(format!("At most {max} entries.")),
         Shape::Text { min, max } if min == max => Some(format!("Exactly {max} characters.")),
         Shape::Text { max, .. } if *max <= 512 => Some(format!("At most {max} characters.")),
@@ -171,6 +172,7 @@ fn kind(shape: &Shape) -> &'static str {
         Shape::Duration { .. } => "duration",
         Shape::Size { .. } => "size",
         Shape::Rate { .. } => "rate",
+        Shape::Price { .. } => "price",
         Shape::Unknown => "value",
     }
 }

@@ -5,7 +5,7 @@ use schemars::generate::SchemaSettings;
 use serde_json::{Map, Value};
 
 use super::raw::Raw;
-use super::unit::{Rate, Size, Span};
+use super::unit::{Price, Rate, Size, Span};
 
 /// The JSON Schema, as `tidegate config schema` prints it.
 pub fn json() -> Value {
@@ -183,6 +183,11 @@ pub enum Shape {
         /// Greatest.
         max: Rate,
     },
+    /// A price of a million tokens.
+    Price {
+        /// Greatest.
+        max: Price,
+    },
     /// A schema that this module cannot read. A test holds that there is none.
     Unknown,
 }
@@ -252,6 +257,9 @@ fn shape(schema: &Value) -> Shape {
         Some("tidegate-rate") => {
             let min = bound(object, "x-min").unwrap_or_default();
             return Shape::Rate { min, max: bound(object, "x-max").unwrap_or(Rate(u64::MAX)) };
+        }
+        Some("tidegate-price") => {
+            return Shape::Price { max: bound(object, "x-max").unwrap_or(Price(u64::MAX)) };
         }
         _ => {}
     }
@@ -348,6 +356,7 @@ mod tests {
                 Shape::List { max, .. } => assert!(*max < usize::MAX, "{path}: no maximum"),
                 Shape::Size { max, .. } => assert!(max.0 < u64::MAX, "{path}: no x-max"),
                 Shape::Rate { max, .. } => assert!(max.0 < u64::MAX, "{path}: no x-max"),
+                Shape::Price { max } => assert!(max.0 < u64::MAX, "{path}: no x-max"),
                 Shape::Duration { min, max } => assert!(min < max, "{path}: no bounds"),
                 Shape::Word(words) => assert!(!words.is_empty(), "{path}: no words"),
                 _ => {}

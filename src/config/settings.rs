@@ -29,6 +29,10 @@ pub struct Config {
     pub upstreams: Vec<Arc<Upstream>>,
     /// The models that clients ask for.
     pub models: Vec<Arc<Model>>,
+    /// What tokens cost.
+    pub prices: Prices,
+    /// What is remembered of tokens and cost.
+    pub usage: Usage,
     /// Logs.
     pub log: Log,
     /// The state directory.
@@ -294,6 +298,75 @@ pub struct Target {
     pub tools: bool,
     /// `images = false` in the config: cannot carry images.
     pub images: bool,
+    /// What its tokens cost; `None` when nobody said.
+    pub rates: Option<Rates>,
+}
+
+/// What a million tokens cost, in millionths of `usage.currency`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Rates {
+    /// Of prompts.
+    pub input: u64,
+    /// Of answers.
+    pub output: u64,
+    /// Of the part of prompts that the upstream had in its cache.
+    pub cached: u64,
+}
+
+impl Rates {
+    /// What tokens cost, exactly, in millionths of a millionth of the currency. `cached` tokens are
+    /// part of `input`.
+    pub fn cost(&self, input: u64, output: u64, cached: u64) -> u128 {
+        let of = |tokens: u64, rate: u64| u128::from(tokens) * u128::from(rate);
+        let fresh = input.saturating_sub(cached);
+        of(fresh, self.input)
+            .saturating_add(of(input - fresh, self.cached))
+            .saturating_add(of(output, self.output))
+    }
+}
+
+/// `[[price]]`, the longest pattern first.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Prices(Vec<(String, Rates)>);
+
+impl Prices {
+    /// Of these patterns: `upstream/model`, or the beginning of it and a `*`.
+    pub fn new(mut prices: Vec<(String, Rates)>) -> Self {
+        // A whole name is more exact than a pattern of the same length.
+        prices.sort_by_key(|(pattern, _)| {
+            (std::cmp::Reverse(pattern.trim_end_matches('*').len()), pattern.ends_with('*'))
+        });
+        Prices(prices)
+    }
+
+    /// The rates of this model; `None` when nobody said.
+    pub fn of(&self, upstream: &str, model: &str) -> Option<Rates> {
+        let fits = |pattern: &str| match pattern.strip_suffix('*') {
+            None => whole(pattern, upstream, model),
+            Some(begin) => match begin.split_once('/') {
+                Some((name, begin)) => name == upstream && model.starts_with(begin),
+                None => upstream.starts_with(begin),
+            },
+        };
+        self.0.iter().find(|(pattern, _)| fits(pattern)).map(|(_, rates)| *rates)
+    }
+}
+
+/// Whether a pattern without `*` is this name.
+fn whole(pattern: &str, upstream: &str, model: &str) -> bool {
+    let rest = pattern.strip_prefix(upstream).and_then(|rest| rest.strip_prefix('/'));
+    rest == Some(model)
+}
+
+/// `[usage]`.
+#[derive(Clone, Debug, PartialEq)]
+#[expect(missing_docs, reason = "each is documented where people write it: config/raw.rs")]
+pub struct Usage {
+    pub currency: String,
+    pub sessions_max: usize,
+    pub days_max: usize,
+    pub rows_max: usize,
+    pub cache_ttl: Duration,
 }
 
 /// `[log]`.
@@ -316,4 +389,42 @@ pub enum LogFormat {
     Text,
     /// One JSON object a line.
     Json,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cached_tokens_are_part_of_the_prompt_and_have_their_own_rate() {
+        let rates = Rates { input: 10, output: 100, cached: 1 };
+        assert_eq!(rates.cost(7, 3, 5), 2 * 10 + 5 + 3 * 100);
+        assert_eq!(rates.cost(7, 0, 9), 7, "no more than there are");
+        let most = Rates { input: u64::MAX, output: u64::MAX, cached: 0 };
+        assert_eq!(most.cost(u64::MAX, 0, 0), u128::from(u64::MAX).pow(2));
+    }
+
+    #[test]
+    fn the_longest_price_that_fits_counts_and_a_name_before_a_pattern() {
+        let rates = |input| Rates { input, ..Rates::default() };
+        let price = |pattern: &str, input| (pattern.to_owned(), rates(input));
+        let prices = Prices::new(vec![
+            price("*", 1),
+            price("cloud/*", 2),
+            price("cloud/gpt-*", 3),
+            price("cloud/gpt-*", 3),
+            price("cloud/gpt-4", 4),
+            price("clo*", 5),
+        ]);
+        let check = |upstream, model, input| {
+            assert_eq!(prices.of(upstream, model), Some(rates(input)), "{upstream}/{model}");
+        };
+        check("cloud", "gpt-4", 4);
+        check("cloud", "gpt-4o", 3);
+        check("cloud", "org/gpt-4", 2);
+        check("clown", "gpt-4", 5);
+        check("local", "gpt-4", 1);
+        assert_eq!(Prices::new(vec![price("a/b", 1)]).of("a", "bc"), None);
+        assert_eq!(Prices::default().of("a", "b"), None);
+    }
 }

@@ -1,4 +1,4 @@
-//! Durations, sizes and rates as people write them: `"30s"`, `"20MiB"`, `"1KiB/s"`.
+//! Durations, sizes, rates and prices as people write them: `"30s"`, `"20MiB"`, `"1KiB/s"`, `0.15`.
 
 use std::fmt;
 use std::str::FromStr;
@@ -21,6 +21,17 @@ pub struct Size(pub u64);
 /// Bytes per second.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Rate(pub u64);
+
+/// A price of a million tokens, in millionths of the currency: what a decimal with six digits
+/// behind its point holds exactly, and a binary fraction would not.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Price(pub u64);
+
+/// Millionths of the currency in one.
+pub const MICROS: u64 = 1_000_000;
+
+/// Digits behind the point of a price.
+const PRICE_DIGITS: usize = 6;
 
 impl Span {
     /// Whole seconds.
@@ -77,6 +88,18 @@ impl fmt::Display for Rate {
     }
 }
 
+/// Exact: as many digits behind the point as it takes.
+impl fmt::Display for Price {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (whole, parts) = (self.0 / MICROS, self.0 % MICROS);
+        if parts == 0 {
+            return write!(f, "{whole}");
+        }
+        let digits = format!("{parts:0PRICE_DIGITS$}");
+        write!(f, "{whole}.{}", digits.trim_end_matches('0'))
+    }
+}
+
 /// Why a text is none of these: what is wrong with it, without the text itself.
 pub type Unfit = &'static str;
 
@@ -112,6 +135,33 @@ impl FromStr for Rate {
     fn from_str(text: &str) -> Result<Self, Unfit> {
         let per_second = text.trim().strip_suffix("/s").unwrap_or(text);
         per_second.parse::<Size>().map(|s| Rate(s.0)).map_err(|_| "is not a rate")
+    }
+}
+
+impl FromStr for Price {
+    type Err = Unfit;
+
+    fn from_str(text: &str) -> Result<Self, Unfit> {
+        let text = text.trim();
+        let (whole, parts) = text.split_once('.').unwrap_or((text, "0"));
+        let digits = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+        if text.starts_with('-') {
+            return Err("is below 0");
+        }
+        if !digits(whole) || !digits(parts) {
+            return Err("is no price");
+        }
+        let parts = parts.trim_end_matches('0');
+        if parts.len() > PRICE_DIGITS {
+            return Err("has more than six digits behind its point");
+        }
+        // The digits behind the point, filled up to six of them.
+        let parts = format!("{parts:0<PRICE_DIGITS$}").parse::<u64>().unwrap_or_default();
+        let whole = whole.parse::<u64>().ok().and_then(|whole| whole.checked_mul(MICROS));
+        match whole.and_then(|whole| whole.checked_add(parts)) {
+            Some(micros) => Ok(Price(micros)),
+            None => Err("is too large"),
+        }
     }
 }
 
@@ -181,6 +231,14 @@ as_people_write_it!(
     })
 );
 
+// The first step hands a number on as the text that it was in the file.
+as_people_write_it!(
+    Price,
+    "Price",
+    json_schema!({ "type": ["string", "number"], "format": "tidegate-price", "minimum": 0 }),
+    |d| Ok(String::deserialize(d)?.parse())
+);
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -229,6 +287,26 @@ mod tests {
         }
     }
 
+    #[test]
+    fn prices_are_exact_decimals() {
+        let check = |text: &str, expected: Result<u64, Unfit>| {
+            assert_eq!(text.parse::<Price>(), expected.map(Price), "{text}");
+        };
+        check("0.15", Ok(150_000));
+        check("15", Ok(15_000_000));
+        check(" 0.0000010 ", Ok(1));
+        check("0", Ok(0));
+        check("18446744073709.551615", Ok(u64::MAX));
+        check("18446744073709.551616", Err("is too large"));
+        check("0.0000001", Err("has more than six digits behind its point"));
+        check("-1", Err("is below 0"));
+        for none in ["", ".", "1.", ".5", "1e3", "inf", "1_0", "1,5", "$1"] {
+            check(none, Err("is no price"));
+        }
+        assert_eq!(Price(37_500).to_string(), "0.0375");
+        assert_eq!(Price(2_000_000).to_string(), "2");
+    }
+
     proptest! {
         #[test]
         fn what_is_written_is_read_again(
@@ -237,6 +315,7 @@ mod tests {
             // Sizes that are no multiple of 1 KiB are written in bytes, so that none is rounded.
             prop_assert_eq!(Size(bytes).to_string().parse(), Ok(Size(bytes)));
             prop_assert_eq!(Rate(bytes).to_string().parse(), Ok(Rate(bytes)));
+            prop_assert_eq!(Price(bytes).to_string().parse(), Ok(Price(bytes)));
             for span in [Span(Duration::from_millis(millis)), Span(Duration::from_nanos(nanos))] {
                 prop_assert_eq!(span.to_string().parse(), Ok(span));
             }
@@ -247,6 +326,7 @@ mod tests {
             let _ = text.parse::<Span>();
             let _ = text.parse::<Size>();
             let _ = text.parse::<Rate>();
+            let _ = text.parse::<Price>();
         }
     }
 }

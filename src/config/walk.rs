@@ -12,7 +12,7 @@ use super::fault::{Fault, shown};
 use super::nearest::nearest;
 use super::report::{Report, join};
 use super::schema::{Setting, Shape, Word};
-use super::unit::{Rate, Size, Span};
+use super::unit::{Price, Rate, Size, Span};
 
 /// Most settings of a table that a message lists.
 const KNOWN_SHOWN_MAX: usize = 8;
@@ -300,6 +300,12 @@ fn leaf(value: &DeValue<'_>, shape: &Shape, secret: bool) -> Result<Value, Refus
             within(Rate(whole(number, quoted(max))?), *min, *max, quoted)
                 .map(|rate| Value::from(rate.0))
         }
+        (Shape::Price { max }, DeValue::String(text)) => price_of(text, *max),
+        // As they stand in the file: a binary fraction would not be what was written.
+        (Shape::Price { max }, DeValue::Float(number)) => price_of(number.as_str(), *max),
+        (Shape::Price { max }, DeValue::Integer(number)) => {
+            price_of(&whole(number, max.to_string())?.to_string(), *max)
+        }
         (Shape::List { item, .. }, DeValue::String(text))
             if matches!(**item, Shape::Text { .. } | Shape::Either(..)) && !secret =>
         {
@@ -331,6 +337,17 @@ fn text_of(text: &str, min: usize, max: usize) -> Result<Value, Refusal> {
     }
     Ok(Value::from(text))
 }
+
+fn price_of(text: &str, max: Price) -> Result<Value, Refusal> {
+    match text.parse::<Price>() {
+        Ok(price) => within(price, Price(0), max, |price| price.to_string())
+            .map(|price| Value::from(price.to_string())),
+        Err(why) => refuse(format!("{} {why}", shown(text)), PRICE_REMEDY),
+    }
+}
+
+/// What a price looks like.
+const PRICE_REMEDY: &str = "write the price of a million tokens, such as 0.15";
 
 fn word_of(text: &str, words: &[Word]) -> Result<Value, Refusal> {
     if words.iter().any(|word| word.name == text) {
@@ -414,6 +431,7 @@ fn shape_name(shape: &Shape) -> &'static str {
         Shape::Duration { .. } => "a duration",
         Shape::Size { .. } => "a size",
         Shape::Rate { .. } => "a rate",
+        Shape::Price { .. } => "a price",
         Shape::List { .. } => "a list",
         Shape::Table(_) | Shape::Either(..) | Shape::Unknown => "a table",
     }
@@ -428,6 +446,7 @@ fn remedy(shape: &Shape) -> String {
         Shape::Duration { .. } => "write a duration such as \"30s\"".to_owned(),
         Shape::Size { .. } => "write a size such as \"20MiB\"".to_owned(),
         Shape::Rate { .. } => "write a rate such as \"1KiB/s\"".to_owned(),
+        Shape::Price { .. } => PRICE_REMEDY.to_owned(),
         Shape::List { item, .. } if matches!(**item, Shape::Table(_)) => {
             "write its entries as tables under a header in double brackets".to_owned()
         }
