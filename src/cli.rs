@@ -10,6 +10,7 @@ mod key;
 mod limits;
 mod output;
 mod run;
+mod usage;
 
 use std::process::ExitCode;
 
@@ -33,6 +34,7 @@ enum Command {
     Check(check::Check),
     Limits(limits::Limits),
     Breaker(breaker::Breaker),
+    Usage(usage::Usage),
     Config(config::Config),
     Key(key::Key),
     Completions(completions::Completions),
@@ -50,6 +52,7 @@ fn execute(args: impl IntoIterator<Item = std::ffi::OsString>) -> Exit {
             Command::Check(command) => command.execute(),
             Command::Limits(command) => command.execute(),
             Command::Breaker(command) => command.execute(),
+            Command::Usage(command) => command.execute(),
             Command::Config(command) => command.execute(),
             Command::Key(command) => command.execute(),
             Command::Completions(command) => command.execute(),

@@ -18,8 +18,10 @@ pub mod routes;
 pub mod source;
 pub mod state;
 pub mod table;
+pub mod usage;
 
 use std::net::{IpAddr, SocketAddr};
+use std::ops::Not;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -43,6 +45,7 @@ use rates::{Fields, Rates, Who};
 use record::Record;
 use routes::{Found, Route};
 use state::State;
+use usage::{Accounts, Question};
 
 /// Largest body of a request that needs none, in bytes.
 const SMALL_BODY_MAX: u64 = 64 * 1024;
@@ -56,6 +59,19 @@ pub struct Gateway {
     overload: Arc<Overload>,
     rates: Rates,
     lockouts: Lockouts,
+    accounts: Arc<Accounts>,
+}
+
+/// What outlives the states of a gateway.
+#[expect(missing_docs, reason = "each is documented where it is made")]
+pub struct Parts {
+    pub metrics: Arc<Metrics>,
+    pub calls: Arc<Calls>,
+    pub catalog: Arc<Catalog>,
+    pub overload: Arc<Overload>,
+    pub rates: Rates,
+    pub lockouts: Lockouts,
+    pub accounts: Arc<Accounts>,
 }
 
 /// Why a request is refused, and what its answer says beside that.
@@ -74,17 +90,10 @@ impl From<Error> for Refused {
 
 impl Gateway {
     /// A gateway in this state.
-    pub fn new(
-        state: State,
-        metrics: Arc<Metrics>,
-        calls: Arc<Calls>,
-        catalog: Arc<Catalog>,
-        overload: Arc<Overload>,
-        rates: Rates,
-        lockouts: Lockouts,
-    ) -> Arc<Self> {
+    pub fn new(state: State, parts: Parts) -> Arc<Self> {
         let state = ArcSwap::from_pointee(state);
-        Arc::new(Gateway { state, metrics, calls, catalog, overload, rates, lockouts })
+        let Parts { metrics, calls, catalog, overload, rates, lockouts, accounts } = parts;
+        Arc::new(Gateway { state, metrics, calls, catalog, overload, rates, lockouts, accounts })
     }
 
     /// The state now.
@@ -98,6 +107,7 @@ impl Gateway {
         let keys_changed = old.config.keys != state.config.keys;
         let addresses_max = state.config.server.addresses_max;
         self.rates.adopt(&state.plan, addresses_max);
+        self.accounts.reconfigure(&state.config.usage);
         self.state.store(Arc::new(state));
         self.lockouts.reconfigure(addresses_max, keys_changed);
     }
@@ -255,6 +265,11 @@ impl Gateway {
             Some(Route::Tags) => lists::tags(config, catalog, allowed),
             Some(Route::Ps) => lists::ps(config, catalog, allowed),
             Some(Route::Show) => lists::show(config, catalog, allowed, &request.body),
+            Some(Route::Usage) => {
+                let own = config.keys.is_empty().not().then_some(request.key.as_deref());
+                let question = Question::parse(request.head.query())?.of_own(own)?;
+                Ok(self.accounts.answer(&question))
+            }
             Some(Route::Llm(_)) | None => Err(Error::new(Kind::Internal, "a route without a hand")),
         }
     }

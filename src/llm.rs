@@ -26,6 +26,7 @@ mod reply;
 mod seen;
 mod stream;
 pub mod translate;
+pub mod usage;
 mod write;
 
 use std::fmt;
@@ -102,14 +103,38 @@ impl Route {
 /// Tokens of one exchange.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Usage {
-    /// Tokens of the prompt.
+    /// Tokens of the prompt, those that the upstream had in its cache among them.
     pub input: u64,
     /// Tokens that were made.
     pub output: u64,
+    /// Tokens of the prompt that the upstream had in its own cache, as it told them: at most
+    /// `input`.
+    pub cached: u64,
     /// True when counted here from bytes because the upstream never said; such figures are marked
     /// wherever they are shown.
     pub estimated: bool,
 }
+
+impl Usage {
+    /// What the upstream told; where it told nothing of what there was, an estimate from the bytes
+    /// of the prompt and of the content.
+    pub fn or_estimate(told: Option<Usage>, prompt_bytes: u64, content_bytes: u64) -> Usage {
+        let mut usage = told.unwrap_or_default();
+        for (tokens, bytes) in
+            [(&mut usage.input, prompt_bytes), (&mut usage.output, content_bytes)]
+        {
+            if *tokens == 0 && bytes > 0 {
+                *tokens = bytes.div_ceil(ESTIMATE_BYTES_PER_TOKEN);
+                usage.estimated = true;
+            }
+        }
+        usage
+    }
+}
+
+/// Most tokens of one answer's prompt or content that an upstream is believed. A larger count is
+/// none, so that no sum is spoiled by one bad figure; the largest contexts have a few million.
+pub const TOKENS_MAX: u64 = 1_000_000_000;
 
 /// Bytes of text that are taken as one token when an upstream did not count: the usual figure for
 /// English. Only estimates, which are marked, use it.

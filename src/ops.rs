@@ -11,6 +11,7 @@ use crate::base::health::Board;
 use crate::base::heartbeat::Heartbeats;
 use crate::base::id::RequestId;
 use crate::base::metrics::Registry;
+use crate::gateway::usage::{Accounts, Question};
 use crate::log_limited;
 use crate::net::http::{Head, Method, Request, Response};
 use crate::net::http1::reason;
@@ -37,6 +38,8 @@ pub struct OpsHandler {
     registry: Arc<Registry>,
     /// For their breakers.
     links: Option<Arc<Links>>,
+    /// Who used how much.
+    accounts: Option<Arc<Accounts>>,
     /// Only callers on this machine can reach the listener.
     loopback: bool,
 }
@@ -50,13 +53,20 @@ impl OpsHandler {
         listen: SocketAddr,
     ) -> Self {
         let loopback = listen.ip().is_loopback();
-        OpsHandler { board, heartbeats, registry, links: None, loopback }
+        OpsHandler { board, heartbeats, registry, links: None, accounts: None, loopback }
     }
 
     /// Shows the breakers of these.
     #[must_use]
     pub fn with_links(mut self, links: Arc<Links>) -> Self {
         self.links = Some(links);
+        self
+    }
+
+    /// Answers questions about these.
+    #[must_use]
+    pub fn with_accounts(mut self, accounts: Arc<Accounts>) -> Self {
+        self.accounts = Some(accounts);
         self
     }
 
@@ -81,6 +91,7 @@ impl OpsHandler {
             "metrics" if part.is_none() => &|| Some(self.metrics()),
             "limits" if part.is_none() => &|| Some(limits::answer(&self.registry)),
             "breakers" if part.is_none() => &|| Some(self.breakers()),
+            "usage" if part.is_none() => &|| self.usage(query),
             _ => return not_found(path),
         };
         if !matches!(head.method, Method::Get | Method::Head) {
@@ -94,6 +105,15 @@ impl OpsHandler {
     fn breakers(&self) -> Response {
         let views = self.links.as_ref().map(|links| links.breakers()).unwrap_or_default();
         breakers::answer(&views)
+    }
+
+    /// What everybody's requests came to.
+    fn usage(&self, query: &str) -> Option<Response> {
+        let accounts = self.accounts.as_ref()?;
+        Some(match Question::parse(query) {
+            Ok(question) => accounts.answer(&question),
+            Err(error) => problem(&error),
+        })
     }
 
     fn metrics(&self) -> Response {
@@ -130,7 +150,8 @@ fn names_no_site(host: &str) -> bool {
 }
 
 fn not_found(path: &str) -> Response {
-    let text = format!("no {path} here; ask for /livez, /readyz, /metrics, /limits or /breakers");
+    let text =
+        format!("no {path} here; ask for /livez, /readyz, /metrics, /limits, /breakers or /usage");
     problem(&Error::new(Kind::NotFound, text))
 }
 

@@ -41,6 +41,11 @@ fn stays(limit: &str, owner: &str) -> bool {
         "upstream.breakers_max",
         "upstream.buffers_max",
         "upstream.idle_max",
+        "usage.days_max",
+        "usage.keys_max",
+        "usage.reports_max",
+        "usage.rows_max",
+        "usage.sessions_max",
     ];
     owner == "ops" || kept.contains(&limit)
 }

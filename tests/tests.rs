@@ -64,3 +64,5 @@ mod storm;
 mod strict;
 // Layers, marks, lists, documents in step.
 mod tidy;
+// Tokens and cost, by model, key, session and day.
+mod usage;

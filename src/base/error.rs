@@ -128,6 +128,8 @@ pub enum Kind {
     RateLimited,
     /// One request is estimated above what a limit ever lets through.
     TokensAboveLimit,
+    /// Somebody else's.
+    NotYours,
     /// The upstream limits us (429).
     UpstreamRateLimited,
     /// `server.queue_max`.
@@ -226,6 +228,7 @@ impl Kind {
             Kind::QueryTooLong => ("query_too_long", 414, Validation, Info, false),
             Kind::RateLimited => ("rate_limited", 429, RateLimit, Info, true),
             Kind::TokensAboveLimit => ("tokens_above_limit", 413, Validation, Info, false),
+            Kind::NotYours => ("not_yours", 403, Auth, Warn, false),
             Kind::UpstreamRateLimited => ("upstream_rate_limited", 429, RateLimit, Warn, true),
             Kind::QueueFull => ("queue_full", 503, Overload, Warn, true),
             Kind::QueueTimeout => ("queue_timeout", 503, Overload, Warn, true),

@@ -13,12 +13,13 @@ use crate::base::heartbeat::{Beat, Heartbeats};
 use crate::base::memory::{self, Trimmer};
 use crate::base::metrics::{Counter, Registry};
 use crate::config::{Config, Loaded};
-use crate::gateway::Gateway;
 use crate::gateway::catalog::Catalog;
 use crate::gateway::lockout::Lockouts;
 use crate::gateway::metrics::Metrics;
 use crate::gateway::rates::Rates;
 use crate::gateway::state::State;
+use crate::gateway::usage::Accounts;
+use crate::gateway::{Gateway, Parts};
 use crate::health::overload::{Action, Overload};
 use crate::health::trim::Trimmers;
 use crate::net::engine::Engine;
@@ -136,15 +137,17 @@ impl Running {
         rates.adopt(&state.plan, addresses_max);
         let metrics = Metrics::new(Arc::clone(&registry));
         let overload = Arc::new(Overload::default());
-        let gateway = Gateway::new(
-            state,
+        let accounts = Accounts::new(&config.usage, &registry);
+        let parts = Parts {
             metrics,
-            Arc::clone(&calls),
-            Arc::clone(&catalog),
-            Arc::clone(&overload),
+            calls: Arc::clone(&calls),
+            catalog: Arc::clone(&catalog),
+            overload: Arc::clone(&overload),
             rates,
             lockouts,
-        );
+            accounts: Arc::clone(&accounts),
+        };
+        let gateway = Gateway::new(state, parts);
 
         let handler = OpsHandler::new(
             Arc::clone(&board),
@@ -152,7 +155,8 @@ impl Running {
             Arc::clone(&registry),
             config.ops.listen,
         )
-        .with_links(Arc::clone(&links));
+        .with_links(Arc::clone(&links))
+        .with_accounts(accounts);
         let fixed = planes::ops_fixed(&config.ops);
         let ops = Engine::start(&fixed, planes::ops(), Arc::new(handler), &registry, &heartbeats)
             .map_err(|error| Refusal::Listen {

@@ -146,8 +146,12 @@ impl Attempt<'_> {
         let mut fresh = false;
         loop {
             let sent = self.send(client, deadlines, &outgoing, fresh);
-            let error = match sent.and_then(|source| self.head(source, client, deadlines)) {
-                Ok(opened) => return Ok(opened),
+            let error = match sent.map(|source| self.head(source, client, deadlines)) {
+                Ok(Ok(opened)) => return Ok(opened),
+                Ok(Err(error)) => {
+                    self.left(&error);
+                    error
+                }
                 Err(error) => error,
             };
             let stale = error.retry() == Retry::FreshConnection && !fresh;
@@ -288,7 +292,10 @@ impl Attempt<'_> {
         let max = self.link.settings.answer_max;
         let body = match self.read_whole(source, client, deadlines, max) {
             Ok(body) => body,
-            Err(error) => return before_commit(error),
+            Err(error) => {
+                self.left(&error);
+                return before_commit(error);
+            }
         };
         let dialect = self.dialect();
         let translated = if self.ask.stream() {
@@ -301,9 +308,7 @@ impl Attempt<'_> {
             Err(fault) => return End::MoveOn(fault_error(&fault, &self.link.settings.name)),
         };
         self.record.answered_by(&self.link.settings.name, &self.target.model);
-        if let Some(usage) = usage {
-            self.usage(usage);
-        }
+        self.usage(usage);
         if !self.ask.stream() {
             return End::Whole(body);
         }
@@ -438,16 +443,27 @@ impl Attempt<'_> {
         };
         if core.committed() {
             self.link.counts.line(core.longest());
-            self.usage(core.usage().unwrap_or_else(|| core.estimate()));
+            self.usage(core.tokens());
             End::Cut(error)
         } else {
+            match core.usage() {
+                Some(_) => self.usage(core.tokens()),
+                None => self.left(&error),
+            }
             before_commit(error)
         }
     }
 
     fn usage(&mut self, usage: Usage) {
-        self.link.counts.tokens(usage.input, usage.output, usage.estimated);
-        self.record.usage(usage);
+        self.record.usage(self.link, self.target, usage);
+    }
+
+    /// The client left while the upstream was at work on its prompt, which is paid for all the
+    /// same. An upstream that failed by itself made nothing that anybody knows of.
+    fn left(&mut self, error: &Error) {
+        if matches!(error.kind(), Kind::ClientGone | Kind::ClientStalled) {
+            self.usage(self.ask.prompt_tokens());
+        }
     }
 
     /// The first content: from here on nobody else answers.
@@ -483,7 +499,7 @@ impl Attempt<'_> {
         out: &[u8],
     ) -> End {
         self.link.counts.line(core.longest());
-        self.usage(core.usage().unwrap_or_else(|| core.estimate()));
+        self.usage(core.tokens());
         let sent = client.finish(out);
         // The client has everything. What is left of the message is only its end.
         let deadline = clock::now() + TAIL_TIMEOUT;

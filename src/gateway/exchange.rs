@@ -160,6 +160,7 @@ impl Exchange {
         let Some(resolved) = state.config.resolve(ask.model()) else {
             return Err(lists::not_found(&state.config, &gateway.catalog, models, ask.model()));
         };
+        record.account(&gateway.accounts, &request.head.headers);
         let needs = ask.needs();
         let lacks = |target: &Target| match (needs.tools, needs.images) {
             (true, _) if !target.tools => Some("no_tools"),
@@ -443,10 +444,9 @@ impl Exchange {
     }
 
     pub(super) fn usage(&mut self, usage: Usage) {
-        if let Some((link, _)) = self.chain.get(self.at) {
-            link.counts.tokens(usage.input, usage.output, usage.estimated);
+        if let Some((link, target)) = self.chain.get(self.at) {
+            self.record.usage(link, target, usage);
         }
-        self.record.usage(usage);
     }
 
     /// The longest event of the stream had so many bytes.

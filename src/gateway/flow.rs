@@ -69,7 +69,7 @@ impl Flowing {
         self.over = true;
         let core = &self.parts.core;
         self.exchange.line(core.longest());
-        self.exchange.usage(core.usage().unwrap_or_else(|| core.estimate()));
+        self.exchange.usage(core.tokens());
     }
 }
 

@@ -8,13 +8,27 @@ use std::time::{Duration, Instant};
 use crate::base::clock;
 use crate::base::error::{Class, Error, Kind};
 use crate::base::id::RequestId;
+use crate::config::settings::Target;
 use crate::llm::Usage;
-use crate::net::http::{Head, Method, Request};
+use crate::llm::usage::{self as book, Charge, Entry, Maker};
+use crate::net::http::{Head, Headers, Method, Request};
 use crate::observe::access::{AccessLine, FailedAttempt, Outcome, Tokens};
+use crate::upstream::link::Link;
 
 use super::metrics::Metrics;
 use super::rates::Bill;
 use super::routes::{self, Found};
+use super::usage::Accounts;
+
+/// What will be entered into the accounts.
+struct Account {
+    accounts: Arc<Accounts>,
+    session: Option<Box<str>>,
+    charge: Option<Charge>,
+    /// By upstreams that did not answer.
+    spent: Vec<(Maker, Charge)>,
+    replayed: bool,
+}
 
 /// What is noted of one request.
 pub struct Record {
@@ -30,10 +44,11 @@ pub struct Record {
     stream: bool,
     /// Bounded by the chain's length.
     failed: Vec<(Box<str>, &'static str)>,
-    answered_by: Option<(Box<str>, Box<str>)>,
+    answered_by: Option<Maker>,
     first_token: Option<Duration>,
     tokens: Option<Tokens>,
     bill: Option<Bill>,
+    account: Option<Account>,
     code: &'static str,
     outcome: Outcome,
     metrics: Arc<Metrics>,
@@ -71,6 +86,7 @@ impl Record {
             first_token: None,
             tokens: None,
             bill: None,
+            account: None,
             code: "ok",
             outcome: Outcome::Ok,
             metrics: Arc::clone(metrics),
@@ -142,11 +158,43 @@ impl Record {
         self.metrics.first_token(after);
     }
 
-    /// Tokens, as reported or estimated.
-    pub fn usage(&mut self, usage: Usage) {
-        let Usage { input, output, estimated, .. } = usage;
+    /// A model of ours was asked for: this request will stand in the accounts.
+    pub fn account(&mut self, accounts: &Arc<Accounts>, headers: &Headers) {
+        self.account = Some(Account {
+            accounts: Arc::clone(accounts),
+            session: accounts.session(headers),
+            charge: None,
+            spent: Vec::new(),
+            replayed: false,
+        });
+    }
+
+    /// It is answered with what was made for another one: its tokens were paid for already.
+    pub fn replayed(&mut self) {
+        if let Some(account) = &mut self.account {
+            account.replayed = true;
+        }
+    }
+
+    /// Tokens that an upstream made, as it told them or by estimate. Once for each attempt.
+    pub fn usage(&mut self, link: &Link, target: &Target, usage: Usage) {
+        let Usage { input, output, cached, estimated } = usage;
         self.settle(input.saturating_add(output));
         self.tokens = Some(Tokens { input, output, estimated });
+        link.counts.tokens(input, output, estimated);
+        let cost = target.rates.map(|rates| rates.cost(input, output, cached));
+        if input > 0 || output > 0 {
+            link.counts.cost(cost);
+        }
+        let Some(account) = &mut self.account else { return };
+        let charge = Charge { usage, cost };
+        let (upstream, model) = (link.settings.name.as_str(), target.model.as_str());
+        let answers = |(by, known): &Maker| **by == *upstream && **known == *model;
+        if account.charge.is_none() && self.answered_by.as_ref().is_some_and(answers) {
+            account.charge = Some(charge);
+        } else {
+            account.spent.push(((upstream.into(), model.into()), charge));
+        }
     }
 
     /// Tokens were charged by estimate; they are settled with the end of the request.
@@ -226,6 +274,30 @@ impl Record {
             tokens: self.tokens,
         };
         line.log();
+        if let Some(account) = self.account.take() {
+            self.enter(account);
+        }
+    }
+
+    /// Enters the request. Nothing else needs its names any more.
+    fn enter(&mut self, account: Account) {
+        let outcome = match self.outcome {
+            Outcome::Ok => book::Outcome::Answered,
+            Outcome::ClientGone => book::Outcome::Cancelled,
+            Outcome::Error(_) if self.answered_by.is_some() => book::Outcome::Cut,
+            Outcome::Error(_) | Outcome::Refused(_) => book::Outcome::Failed,
+        };
+        account.accounts.enter(Entry {
+            at: clock::unix().as_secs(),
+            key: self.key.take(),
+            session: account.session,
+            asked: self.model.take().unwrap_or_default(),
+            answered: self.answered_by.take(),
+            charge: account.charge,
+            spent: account.spent,
+            outcome,
+            replayed: account.replayed,
+        });
     }
 }
 

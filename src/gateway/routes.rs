@@ -23,6 +23,8 @@ pub enum Route {
     Ps,
     /// `GET /api/version`.
     Version,
+    /// `GET /usage`.
+    Usage,
     /// `GET /`.
     Root,
 }
@@ -61,6 +63,7 @@ const TABLE: &[(&str, Route, &[Method])] = &[
     ("/api/show", Route::Show, &[Method::Post]),
     ("/api/ps", Route::Ps, &[Method::Get, Method::Head]),
     ("/api/version", Route::Version, &[Method::Get, Method::Head]),
+    ("/usage", Route::Usage, &[Method::Get, Method::Head]),
     ("/", Route::Root, &[Method::Get, Method::Head]),
 ];
 

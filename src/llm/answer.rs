@@ -23,10 +23,10 @@ pub fn whole(
     ask: &Ask,
     upstream: Dialect,
     body: &[u8],
-) -> Result<(Vec<u8>, Option<Usage>), Fault> {
+) -> Result<(Vec<u8>, Usage), Fault> {
     let text = utf8(body)?;
     let seen = finished(ask.route(), upstream, text)?;
-    let usage = seen.usage;
+    let usage = tokens(ask, &seen);
     if ask.route().dialect() == upstream {
         return Ok((with_model(text, &seen, &reply.model), usage));
     }
@@ -47,7 +47,7 @@ pub fn whole_as_stream(
     ask: &Ask,
     upstream: Dialect,
     body: &[u8],
-) -> Result<(Vec<u8>, Option<Usage>), Fault> {
+) -> Result<(Vec<u8>, Usage), Fault> {
     // What is copied from it must not end a line. Line ends can only stand between tokens.
     let flat: Vec<u8> =
         body.iter().map(|b| if matches!(b, b'\n' | b'\r') { b' ' } else { *b }).collect();
@@ -59,7 +59,7 @@ pub fn whole_as_stream(
         }
         Err(fault) => return Err(fault),
     };
-    let usage = seen.usage;
+    let usage = tokens(ask, &seen);
     let mut out = Vec::new();
     match (ask.route().dialect(), upstream) {
         (Dialect::Ollama, Dialect::Ollama) => {
@@ -84,19 +84,25 @@ fn stream_called_whole(
     ask: &Ask,
     upstream: Dialect,
     body: &[u8],
-) -> Option<(Vec<u8>, Option<Usage>)> {
+) -> Option<(Vec<u8>, Usage)> {
     let (role_sent, calls_sent) = (reply.role_sent, reply.calls_sent);
     let mut stream = Stream::new(reply, ask, upstream, body.len());
     let mut out = Vec::new();
     let fed = stream.feed(reply, body, &mut out);
     match fed.and_then(|_| stream.end(reply, &mut out)) {
-        Ok(()) => Some((out, stream.usage())),
+        Ok(()) => Some((out, stream.tokens())),
         Err(_) => {
             // Nothing was sent: the next attempt begins anew.
             (reply.role_sent, reply.calls_sent) = (role_sent, calls_sent);
             None
         }
     }
+}
+
+/// As the upstream told them, else by estimate.
+fn tokens(ask: &Ask, seen: &Seen<'_>) -> Usage {
+    let content = if ask.route().embeds() { 0 } else { seen.weight };
+    Usage::or_estimate(seen.usage, ask.prompt_bytes(), content)
 }
 
 fn utf8(body: &[u8]) -> Result<&str, Fault> {

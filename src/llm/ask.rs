@@ -9,7 +9,7 @@ use crate::base::error::{Error, Kind, Result};
 
 use self::found::{Found, Slot};
 use super::json::{self, Scan, Shape};
-use super::{Dialect, Route, translate};
+use super::{Dialect, Route, Usage, translate};
 
 /// What a fallback must be able to carry.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -154,6 +154,11 @@ impl Ask {
     /// The body as text.
     pub(super) fn text(&self) -> &str {
         &self.body
+    }
+
+    /// The tokens of the prompt by estimate, without its images.
+    pub fn prompt_tokens(&self) -> Usage {
+        Usage::or_estimate(None, self.prompt_bytes, 0)
     }
 
     /// Bytes of text in the prompt, without images: what an estimate of its tokens is made from.

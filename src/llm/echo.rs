@@ -135,7 +135,7 @@ impl Echo {
         let words = |text: &str| text.split_whitespace().count() as u64;
         let said = words(&self.text);
         let asked: u64 = self.inputs.iter().map(|text| words(text)).sum();
-        Usage { input: said + asked, output: said, estimated: false }
+        Usage { input: said + asked, output: said, ..Usage::default() }
     }
 }
 
@@ -251,9 +251,9 @@ mod tests {
             let text =
                 ["/choices/0/message/content", "/choices/0/text", "/message/content", "/response"];
             let text = text.iter().find_map(|at| out.pointer(at)).unwrap();
-            (text.as_str().unwrap().to_owned(), usage.unwrap())
+            (text.as_str().unwrap().to_owned(), usage)
         };
-        let two = Usage { input: 2, output: 2, estimated: false };
+        let two = Usage { input: 2, output: 2, ..Usage::default() };
         let chat = r#"{"model":"m","messages":[{"role":"user","content":"no"},{"role":"user","content":"a b"},{"role":"assistant","content":"no"}],"stream":false}"#;
         assert_eq!(said(Route::ChatCompletions, chat), ("a b".to_owned(), two));
         assert_eq!(said(Route::OllamaChat, chat), ("a b".to_owned(), two));

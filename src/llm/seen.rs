@@ -7,7 +7,7 @@ use std::ops::Range;
 
 use super::ask::clip;
 use super::json::{self, Scan, Shape};
-use super::{Dialect, Fault, Usage};
+use super::{Dialect, Fault, TOKENS_MAX, Usage};
 
 /// What stands in one event or one whole answer. Slices are JSON values.
 #[derive(Debug, Default)]
@@ -224,14 +224,14 @@ impl<'a> Look<'a> {
             }
             "prompt_eval_count" => {
                 self.once(10, name)?;
-                if let Some(count) = number(scan)? {
+                if let Some(count) = tokens(scan)? {
                     seen.usage.get_or_insert_default().input = count;
                 }
                 Ok(())
             }
             "eval_count" => {
                 self.once(11, name)?;
-                if let Some(count) = number(scan)? {
+                if let Some(count) = tokens(scan)? {
                     seen.usage.get_or_insert_default().output = count;
                 }
                 Ok(())
@@ -379,6 +379,11 @@ fn number(scan: &mut Scan<'_>) -> Result<Option<u64>, Fault> {
     Ok(text.parse().ok().or_else(|| text.parse().ok().and_then(whole)))
 }
 
+/// A number of tokens; what cannot be one is passed over.
+fn tokens(scan: &mut Scan<'_>) -> Result<Option<u64>, Fault> {
+    Ok(number(scan)?.filter(|count| *count <= TOKENS_MAX))
+}
+
 /// A member that may be an HTTP status, as a number or as a string of digits.
 fn status(scan: &mut Scan<'_>) -> Result<Option<u16>, Fault> {
     let span = scan.skip()?;
@@ -394,17 +399,32 @@ fn usage<'a>(scan: &mut Scan<'a>, seen: &mut Seen<'a>) -> Result<(), Fault> {
     let mut usage = Usage::default();
     let mut told = false;
     scan.members::<Fault>(|scan, name| {
-        let tokens = match &*name {
+        let count = match &*name {
             "prompt_tokens" => &mut usage.input,
             "completion_tokens" => &mut usage.output,
+            // OpenAI's place for it, and DeepSeek's.
+            "prompt_tokens_details" if scan.peek()? == Shape::Object => {
+                return scan.members(|scan, name| {
+                    match &*name {
+                        "cached_tokens" => usage.cached = tokens(scan)?.unwrap_or(usage.cached),
+                        _ => scan.pass()?,
+                    }
+                    Ok(())
+                });
+            }
+            "prompt_cache_hit_tokens" => {
+                usage.cached = tokens(scan)?.unwrap_or(usage.cached);
+                return Ok(());
+            }
             _ => return Ok(scan.pass()?),
         };
-        if let Some(count) = number(scan)? {
-            *tokens = count;
+        if let Some(told_count) = tokens(scan)? {
+            *count = told_count;
             told = true;
         }
         Ok(())
     })?;
+    usage.cached = usage.cached.min(usage.input);
     seen.usage = told.then_some(usage);
     Ok(())
 }

@@ -13,7 +13,7 @@ use super::calls::Fragments;
 use super::frames::{BYTE_ORDER_MARK, Event, Search};
 use super::seen::{self, Seen};
 use super::write::{Content, DONE, End};
-use super::{Ask, Dialect, ESTIMATE_BYTES_PER_TOKEN, Fault, Reply, Usage, answer};
+use super::{Ask, Dialect, Fault, Reply, Usage, answer};
 
 /// What one call of [`Stream::feed`] brought.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -149,13 +149,10 @@ impl Stream {
         self.usage
     }
 
-    /// The tokens by estimate, for a stream that was cut: from the bytes of content so far.
-    pub fn estimate(&self) -> Usage {
-        Usage {
-            input: self.prompt_bytes.div_ceil(ESTIMATE_BYTES_PER_TOKEN),
-            output: self.content_bytes.div_ceil(ESTIMATE_BYTES_PER_TOKEN),
-            estimated: true,
-        }
+    /// The tokens so far: as the upstream told them, and what it did not tell by estimate. A stream
+    /// that was cut seldom comes to tell any.
+    pub fn tokens(&self) -> Usage {
+        Usage::or_estimate(self.usage, self.prompt_bytes, self.content_bytes)
     }
 
     /// Takes the whole events out of what is pending and what came.

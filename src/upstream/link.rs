@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use crate::base::clock;
 use crate::base::error::{Kind, Result};
@@ -47,6 +48,10 @@ pub struct Counts {
     line: Arc<Limit>,
     /// `upstream.answer_max`.
     answer: Arc<Limit>,
+    cost: Arc<Counter>,
+    /// What is less than the unit of `cost`, summed until it is more.
+    cost_parts: AtomicU64,
+    unpriced: Arc<Counter>,
 }
 
 const ATTEMPTS: (&str, &str) = (
@@ -58,6 +63,17 @@ const TOKENS: (&str, &str) = (
     "Tokens, as upstreams report them; estimated ones for streams that were cut.",
 );
 
+const COST: (&str, &str) = (
+    "tidegate_cost_micro_total",
+    "Cost of tokens whose price is known, in millionths of usage.currency.",
+);
+const UNPRICED: (&str, &str) = (
+    "tidegate_usage_missing_price_total",
+    "Answers with tokens whose price is not known; what they cost is missing in the cost.",
+);
+/// Costs come in as millionths of a millionth.
+const COST_PARTS: u64 = 1_000_000;
+
 impl Counts {
     fn new(registry: &Arc<Registry>, settings: &Upstream) -> Self {
         let upstream = &*settings.name;
@@ -68,6 +84,7 @@ impl Counts {
         let answered = registry.counter(ATTEMPTS.0, ATTEMPTS.1, &labels);
         let tokens =
             ["input", "output"].map(|direction| tokens(registry, upstream, direction, "false"));
+        let labels = [("upstream", upstream)];
         Counts {
             registry: Arc::clone(registry),
             upstream: upstream.to_owned(),
@@ -79,6 +96,9 @@ impl Counts {
                 "next in chain, else an in-band error",
             ),
             answer: each("upstream.answer_max", settings.answer_max, "next in chain, else 502"),
+            cost: registry.counter(COST.0, COST.1, &labels),
+            cost_parts: AtomicU64::new(0),
+            unpriced: registry.counter(UNPRICED.0, UNPRICED.1, &labels),
         }
     }
 
@@ -109,6 +129,18 @@ impl Counts {
     /// A whole answer was too large.
     pub fn answer_too_large(&self) {
         self.answer.refuse();
+    }
+
+    /// What the tokens of an answer cost, in millionths of a millionth of the currency; `None` when
+    /// that is not known.
+    pub fn cost(&self, cost: Option<u128>) {
+        let Some(cost) = cost else { return self.unpriced.inc() };
+        let parts = u128::from(COST_PARTS);
+        let whole = u64::try_from(cost / parts).unwrap_or(u64::MAX);
+        let rest = u64::try_from(cost % parts).unwrap_or_default();
+        let before = self.cost_parts.fetch_add(rest, Relaxed);
+        let carried = before.wrapping_add(rest) / COST_PARTS - before / COST_PARTS;
+        self.cost.add(whole.saturating_add(carried));
     }
 
     /// Tokens of an answer; `estimated` when the upstream did not tell them.

@@ -170,7 +170,7 @@ fn the_usage_chunk_is_for_those_who_asked() {
     assert_eq!(openai(CHAT, &sent), [ROLE, WORD, STOP, END].concat());
     let mut one = Try::new(Route::ChatCompletions, CHAT, Dialect::OpenAi);
     one.run([sent.as_bytes()]).unwrap();
-    assert_eq!(one.stream.usage(), Some(Usage { input: 3, output: 1, estimated: false }));
+    assert_eq!(one.stream.usage(), Some(Usage { input: 3, output: 1, ..Usage::default() }));
     // Null, and usage beside content, stay.
     let null = WORD.replace("\"choices\"", "\"usage\":null,\"choices\"");
     let beside = STOP.replace("\"choices\"", "\"usage\":{\"prompt_tokens\":1},\"choices\"");
@@ -412,7 +412,7 @@ fn lines_are_forwarded_as_they_came_and_blank_ones_dropped() {
     one.feed(EMPTY_LINE.as_bytes()).unwrap();
     assert!(one.out.is_empty());
     one.run([LINE.as_bytes(), LAST.as_bytes()]).unwrap();
-    assert_eq!(one.stream.usage(), Some(Usage { input: 3, output: 1, estimated: false }));
+    assert_eq!(one.stream.usage(), Some(Usage { input: 3, output: 1, ..Usage::default() }));
     assert_eq!(one.feed, Feed { events: 3, content: true });
 }
 
@@ -422,7 +422,7 @@ fn a_cut_stream_is_counted_by_estimate() {
     one.feed(b"{\"response\":\"123456789\",\"done\":false}\n").unwrap();
     assert_eq!(one.stream.usage(), None);
     // "hello" with its quotes is 7 bytes, the answer 9.
-    assert_eq!(one.stream.estimate(), Usage { input: 2, output: 3, estimated: true });
+    assert_eq!(one.stream.tokens(), Usage { input: 2, output: 3, estimated: true, cached: 0 });
 }
 
 // === Across ===
@@ -601,7 +601,7 @@ fn the_echo_runs_through_the_same_stream() {
             one.feed(&std::mem::take(&mut bytes)).unwrap();
         }
         assert!(one.stream.done());
-        assert_eq!(one.stream.usage(), Some(Usage { input: 1, output: 1, estimated: false }));
+        assert_eq!(one.stream.usage(), Some(Usage { input: 1, output: 1, ..Usage::default() }));
         assert!(one.text().contains("hello"), "{}", one.text());
         assert!(!one.text().contains("usage"), "{}", one.text());
     }
