@@ -17,7 +17,7 @@ use super::wait::{self, Interest, Stop, Watch};
 use super::{Origin, ProxyAddr, tls};
 use crate::base::clock;
 use crate::base::error::{Error, Kind, Phase, Result};
-use crate::base::lock;
+use crate::base::lock::{self, Locked, Rank};
 use crate::net::http::{BodyLength, Method};
 use crate::net::http1::response_head;
 
@@ -41,6 +41,9 @@ pub(super) struct Dialer {
     pub(super) authority: String,
     proxy: Option<ProxyAddr>,
     tls: Option<Tls>,
+    /// Of several addresses, the one that took the last connection, if it was not the first. It is
+    /// tried first, so that a dead one costs its share of the time once and not each time.
+    better: Locked<Option<IpAddr>>,
 }
 
 struct Tls {
@@ -74,6 +77,7 @@ impl Dialer {
             authority: authority(&origin.host, origin.port),
             proxy: origin.proxy.clone(),
             tls,
+            better: Locked::new(Rank::Leaf, None),
         })
     }
 
@@ -98,15 +102,24 @@ impl Dialer {
     fn connect(&self, resolver: &Resolver, watch: &Watch<'_>, control: &Control) -> Result<Stream> {
         let addresses = resolver.resolve(&self.upstream, &self.host, watch, control)?;
         let watch = Watch { phase: Phase::Connect, ..*watch };
+        let better = self.better.with(|better| *better);
+        let mut order: Vec<&IpAddr> = addresses.iter().collect();
+        // Those behind it keep their order.
+        order.sort_by_key(|address| Some(**address) != better);
         let mut last = None;
-        for (index, address) in addresses.iter().enumerate() {
+        for (index, address) in order.into_iter().enumerate() {
             // The addresses left share the time left, so that a dead one does not use up all of it.
             let left = watch.deadline.saturating_duration_since(clock::now());
             let shares = u32::try_from(addresses.len() - index).unwrap_or(1);
             let until = Watch { deadline: clock::now() + left / shares, ..watch };
             let to = SocketAddr::new(*address, self.port);
             match self.connect_to(to, &until, control) {
-                Ok(socket) => return self.secure(socket, &watch, control),
+                Ok(socket) => {
+                    if index > 0 {
+                        self.better.with(|better| *better = Some(*address));
+                    }
+                    return self.secure(socket, &watch, control);
+                }
                 Err(error) if matches!(error.kind(), Kind::ClientGone | Kind::Draining) => {
                     return Err(error);
                 }

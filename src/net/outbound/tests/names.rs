@@ -136,3 +136,53 @@ fn the_next_address_is_tried_when_one_refuses() {
     let fixture = Fixture::with(&origin, resolver, registry);
     assert_eq!(fixture.call(b"{}").unwrap().1, b"hello");
 }
+
+/// A listener on another address and the same port whose queue of connections is full: whoever
+/// connects to it waits.
+#[cfg(target_os = "linux")]
+fn black_hole(address: SocketAddr) -> (socket2::Socket, Vec<std::net::TcpStream>) {
+    let listener =
+        socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    listener.bind(&address.into()).unwrap();
+    listener.listen(0).unwrap();
+    let mut inside = Vec::new();
+    while let Ok(socket) =
+        std::net::TcpStream::connect_timeout(&address, Duration::from_millis(200))
+    {
+        assert!(inside.len() < 16, "its queue never fills");
+        inside.push(socket);
+    }
+    (listener, inside)
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn an_address_that_does_not_answer_leaves_time_for_the_next_and_is_not_the_first_again() {
+    struct Two;
+    impl Lookup for Two {
+        fn lookup(&self, _: &str) -> io::Result<Vec<IpAddr>> {
+            Ok(vec![[127, 0, 0, 2].into(), [127, 0, 0, 1].into()])
+        }
+    }
+    let address = serve(|mut peer, _| peer.answer_all("hello"));
+    let _hole = black_hole(SocketAddr::new([127, 0, 0, 2].into(), address.port()));
+    let registry = Registry::default();
+    let resolver = Arc::new(Resolver::new(Two, &registry));
+    let origin = Origin { host: "two.test".to_owned(), ..origin(address) };
+    let fixture = Fixture::with(&origin, resolver, registry);
+    let connect = || {
+        let began = clock::now();
+        let begun = fixture.pool.begin_fresh(
+            &post(b"{}"),
+            &begin(Duration::from_secs(4)),
+            &fixture.control,
+        );
+        begun.unwrap();
+        clock::now() - began
+    };
+    // Half of the time is the first one's.
+    let first = connect();
+    assert!(first >= Duration::from_secs(1), "the first address answered: {first:?}");
+    let second = connect();
+    assert!(second < first / 2, "{second:?}, and {first:?} before");
+}
