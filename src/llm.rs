@@ -13,15 +13,19 @@
 //! 4. [`Reply`] holds what the client must see unchanged over all attempts, and writes keep-alives
 //!    and errors in its dialect.
 //!
+//! [`Kept`] is an answer that is given again, in whatever form its next reader asks for.
+//!
 //! [`echo`] is an upstream without a socket: it makes the bytes that one would send.
 
 mod answer;
 mod ask;
 mod calls;
+mod canonical;
 pub mod echo;
 mod embeddings;
 mod frames;
 mod json;
+mod kept;
 mod reply;
 mod seen;
 mod stream;
@@ -35,6 +39,7 @@ use crate::base::error::Kind;
 
 pub use answer::{upstream_message, whole, whole_as_stream};
 pub use ask::{Ask, Needs, Outgoing};
+pub use kept::Kept;
 pub use reply::{Reply, error_body};
 pub use stream::{Feed, Stream};
 

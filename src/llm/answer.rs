@@ -110,7 +110,7 @@ fn utf8(body: &[u8]) -> Result<&str, Fault> {
 }
 
 /// Looks at a whole answer and makes sure that it is one.
-fn finished(route: Route, upstream: Dialect, text: &str) -> Result<Seen<'_>, Fault> {
+pub(super) fn finished(route: Route, upstream: Dialect, text: &str) -> Result<Seen<'_>, Fault> {
     let mut seen = seen::look(upstream, text)?;
     if let Some(error) = seen.error.take() {
         return Err(error);
@@ -125,7 +125,7 @@ fn finished(route: Route, upstream: Dialect, text: &str) -> Result<Seen<'_>, Fau
     }
 }
 
-fn with_model(text: &str, seen: &Seen<'_>, model: &str) -> Vec<u8> {
+pub(super) fn with_model(text: &str, seen: &Seen<'_>, model: &str) -> Vec<u8> {
     match seen.model.clone().filter(|at| text.get(at.clone()) != Some(model)) {
         Some(at) => [&text[..at.start], model, &text[at.end..]].concat().into_bytes(),
         None => text.as_bytes().to_vec(),

@@ -48,6 +48,8 @@ pub struct Ask {
     num_ctx: Option<u64>,
     output_max: Option<u64>,
     base64: bool,
+    /// More than one answer is asked for, or figures beside it.
+    several: bool,
     prompt_bytes: u64,
 }
 
@@ -89,6 +91,7 @@ impl Ask {
             num_ctx: found.num_ctx,
             output_max: found.output_max,
             base64: found.base64,
+            several: found.several,
             prompt_bytes: found.prompt_bytes,
             body,
         })
@@ -206,6 +209,23 @@ impl Ask {
         }
         edits.sort_unstable_by_key(|(at, _)| at.start);
         Ok(Outgoing { path: self.route.path(), body: spliced(&self.body, &edits) })
+    }
+
+    /// What this request asks an upstream of this dialect for, whatever way it is written and in
+    /// whatever form the answer is wanted: the path, and the body in one order. Two requests with
+    /// the same text have the same answer. `None` when there is no answer that could be kept: for
+    /// several choices, tools and log probabilities, and for what can be read in two ways.
+    pub fn canonical(
+        &self,
+        upstream: Dialect,
+        model: &str,
+        num_ctx: Option<u64>,
+    ) -> Option<(&'static str, Vec<u8>)> {
+        if self.needs.tools || self.several {
+            return None;
+        }
+        let outgoing = self.outgoing(upstream, model, num_ctx).ok()?;
+        Some((outgoing.path, super::canonical::canonical(&outgoing.body)?))
     }
 
     /// The edit that sets a member (`"name":value`) inside an object that may not be there.

@@ -6,7 +6,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::seen::Seen;
-use super::{Dialect, Fault, Reply, Route, json};
+use super::{Dialect, Fault, Reply, Route, answer, json};
 
 /// One item of OpenAI's `data`.
 #[derive(Deserialize)]
@@ -69,6 +69,39 @@ pub(super) fn answer(reply: &Reply, upstream: Dialect, seen: &Seen<'_>) -> Resul
             }
         }
     }
+    Ok(out.into_bytes())
+}
+
+/// An OpenAI answer with its vectors in the form that the client asks for.
+pub(super) fn in_form(reply: &Reply, text: &str, seen: &Seen<'_>) -> Result<Vec<u8>, Fault> {
+    let vectors = seen.vectors.unwrap_or("[]");
+    let mut items: Vec<Item<'_>> = serde_json::from_str(vectors).map_err(malformed)?;
+    let packed = |item: &Item<'_>| item.embedding.get().starts_with('"');
+    if items.iter().all(|item| packed(item) == reply.base64) {
+        return Ok(answer::with_model(text, seen, &reply.model));
+    }
+    items.sort_by_key(|item| item.index);
+    let mut out = String::with_capacity(text.len());
+    out.push_str("{\"object\":\"list\",\"data\":[");
+    for (index, item) in items.iter().enumerate() {
+        let comma = if index > 0 { "," } else { "" };
+        let vector = match (reply.base64, packed(item)) {
+            (true, false) => json::string(&to_base64(item.embedding.get())?),
+            (false, true) => numbers(item.embedding.get())?,
+            _ => item.embedding.get().to_owned(),
+        };
+        out.push_str(&format!(
+            "{comma}{{\"object\":\"embedding\",\"index\":{index},\"embedding\":{vector}}}"
+        ));
+    }
+    out.push_str(&format!("],\"model\":{}", reply.model));
+    if let Some(usage) = seen.usage {
+        let tokens = usage.input;
+        out.push_str(&format!(
+            ",\"usage\":{{\"prompt_tokens\":{tokens},\"total_tokens\":{tokens}}}"
+        ));
+    }
+    out.push('}');
     Ok(out.into_bytes())
 }
 

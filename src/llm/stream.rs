@@ -11,6 +11,7 @@
 
 use super::calls::Fragments;
 use super::frames::{BYTE_ORDER_MARK, Event, Search};
+use super::kept::{Keeping, Kept};
 use super::seen::{self, Seen};
 use super::write::{Content, DONE, End};
 use super::{Ask, Dialect, Fault, Reply, Usage, answer};
@@ -52,6 +53,8 @@ pub struct Stream {
     longest: usize,
     called: bool,
     fragments: Fragments,
+    /// What is collected for a cache, when it is wanted.
+    keeping: Option<Keeping>,
 }
 
 impl Stream {
@@ -77,7 +80,21 @@ impl Stream {
             longest: 0,
             called: false,
             fragments: Fragments::default(),
+            keeping: None,
         }
+    }
+
+    /// Collects the answer as it goes by, as long as it is not larger than this many bytes. To be
+    /// called before the first bytes come.
+    pub fn keep(&mut self, bytes_max: usize) {
+        self.keeping = Some(Keeping::new(bytes_max));
+    }
+
+    /// The answer that was collected, when the stream has come to its good end and the answer can
+    /// be given again.
+    pub fn kept(&mut self) -> Option<Kept> {
+        let keeping = self.keeping.take().filter(|_| self.done && !self.called)?;
+        keeping.finish(self.finish.as_deref(), self.usage)
     }
 
     /// Takes bytes from the upstream and appends what the client is to get.
@@ -263,6 +280,9 @@ impl Stream {
     /// Keeps what an event tells about the answer as a whole.
     fn note(&mut self, seen: &Seen<'_>) {
         self.content_bytes = self.content_bytes.saturating_add(seen.weight);
+        if let Some(keeping) = &mut self.keeping {
+            keeping.add(seen);
+        }
         self.usage = seen.usage.or(self.usage);
         if let Some(reason) = seen.finish {
             self.finish = Some(reason.to_owned());

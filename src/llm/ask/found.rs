@@ -48,6 +48,8 @@ pub(super) struct Found {
     pub num_ctx: Option<u64>,
     pub output_max: Option<u64>,
     pub base64: bool,
+    /// More than one answer is asked for, or figures beside it.
+    pub several: bool,
     pub prompt_bytes: u64,
 }
 
@@ -83,6 +85,7 @@ impl Found {
             num_ctx: None,
             output_max: None,
             base64: false,
+            several: false,
             prompt_bytes: 0,
         }
     }
@@ -92,6 +95,13 @@ impl Found {
         let Some(known) = KNOWN.into_iter().find(|known| folds_to(name, known)) else {
             match name {
                 "max_tokens" | "max_completion_tokens" => self.output_max(scan)?,
+                "n" | "best_of" | "logprobs" | "top_logprobs" => {
+                    let said = scan.skip()?;
+                    let said = scan.slice(&said);
+                    // A completion's `logprobs` of 0 asks for those of the tokens themselves.
+                    let one = matches!(name, "n" | "best_of") && said == "1";
+                    self.several |= !(one || matches!(said, "null" | "false"));
+                }
                 _ => scan.pass()?,
             }
             return Ok(());
