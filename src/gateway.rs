@@ -3,6 +3,7 @@
 pub mod attempt;
 pub mod auth;
 pub mod browser;
+pub mod cached;
 pub mod catalog;
 pub mod client;
 pub mod errors;
@@ -37,6 +38,7 @@ use crate::net::service::{Admission, Service, Step};
 use crate::net::turn::Turn;
 use crate::upstream::calls::Calls;
 
+use cached::Answers;
 use catalog::Catalog;
 use exchange::Exchange;
 use lockout::Lockouts;
@@ -60,6 +62,7 @@ pub struct Gateway {
     rates: Rates,
     lockouts: Lockouts,
     accounts: Arc<Accounts>,
+    answers: Answers,
 }
 
 /// What outlives the states of a gateway.
@@ -72,6 +75,7 @@ pub struct Parts {
     pub rates: Rates,
     pub lockouts: Lockouts,
     pub accounts: Arc<Accounts>,
+    pub answers: Answers,
 }
 
 /// Why a request is refused, and what its answer says beside that.
@@ -92,8 +96,18 @@ impl Gateway {
     /// A gateway in this state.
     pub fn new(state: State, parts: Parts) -> Arc<Self> {
         let state = ArcSwap::from_pointee(state);
-        let Parts { metrics, calls, catalog, overload, rates, lockouts, accounts } = parts;
-        Arc::new(Gateway { state, metrics, calls, catalog, overload, rates, lockouts, accounts })
+        let Parts { metrics, calls, catalog, overload, rates, lockouts, accounts, answers } = parts;
+        Arc::new(Gateway {
+            state,
+            metrics,
+            calls,
+            catalog,
+            overload,
+            rates,
+            lockouts,
+            accounts,
+            answers,
+        })
     }
 
     /// The state now.
@@ -108,6 +122,7 @@ impl Gateway {
         let addresses_max = state.config.server.addresses_max;
         self.rates.adopt(&state.plan, addresses_max);
         self.accounts.reconfigure(&state.config.usage);
+        cached::reconfigure(&self.answers, &state.config.cache);
         self.state.store(Arc::new(state));
         self.lockouts.reconfigure(addresses_max, keys_changed);
     }
@@ -294,7 +309,7 @@ impl Service for Gateway {
         let state = self.state.load_full();
         if let Some(Route::Llm(route)) = routes::route(request.route) {
             return match Exchange::new(route, request, &state, self) {
-                Ok(exchange) => exchange.go(turn),
+                Ok(exchange) => exchange.begin(turn),
                 Err(response) => Step::Respond(*response),
             };
         }

@@ -10,6 +10,7 @@ pub mod ops;
 pub mod gateway;
 pub mod llm;
 pub mod upstream;
+pub mod cache;
 pub mod health;
 pub mod observe;
 pub mod config;

@@ -335,6 +335,20 @@ impl Error {
         self
     }
 
+    /// The same error once more, for another who waited for the same thing. The cause stays with the
+    /// first: it was logged there.
+    #[must_use]
+    pub fn again(&self) -> Self {
+        Error {
+            kind: self.kind,
+            origin: self.origin,
+            retry: self.retry,
+            context: self.context.clone(),
+            retry_after: self.retry_after,
+            source: None,
+        }
+    }
+
     /// What went wrong.
     pub fn kind(&self) -> Kind {
         self.kind

@@ -16,6 +16,8 @@ pub enum Rank {
     Reload = 1,
     /// The engine's table of running exchanges.
     Exchanges,
+    /// The cache's tables: a new flight's permit is taken inside.
+    Cache,
     /// The queue of those who wait for a permit.
     Waiting,
     /// Name resolution cache.

@@ -23,8 +23,8 @@ use super::raw::{
 use super::report::{Report, join};
 use super::secret;
 use super::settings::{
-    Auth, BaseUrl, Breaker, Config, Key, Limit, Log, LogFormat, Model, OWN_LIMIT, Ops, Overload,
-    Per, Prices, Routes, Server, Target, Upstream, UpstreamKind,
+    Auth, BaseUrl, Breaker, Cache, Config, Key, Limit, Log, LogFormat, Model, OWN_LIMIT, Ops,
+    Overload, Per, Prices, Routes, Server, Target, Upstream, UpstreamKind,
 };
 use super::unit::Size;
 use super::url;
@@ -84,6 +84,7 @@ pub(super) fn build(raw: &Raw, site: &Site<'_>, report: &mut Report) -> Config {
         models,
         prices,
         usage: price::usage(raw),
+        cache: cache(raw, report),
         log: log(raw, site),
         state_dir: state_dir(raw, site),
         server,
@@ -165,6 +166,22 @@ fn address(text: &str, port: u16, place: &str, report: &mut Report) -> SocketAdd
         report.fault(place, format!("{} is no address with a port", shown(text)), remedy);
         SocketAddr::from((Ipv4Addr::LOCALHOST, port))
     })
+}
+
+fn cache(raw: &Raw, report: &Report) -> Cache {
+    let c = &raw.cache;
+    let written = report.written("cache.entry_max");
+    let entry_max = if written { c.entry_max } else { c.entry_max.min(c.bytes_max) };
+    Cache {
+        enabled: c.enabled,
+        embeddings: c.embeddings,
+        ttl: c.ttl.0,
+        stale_for: c.stale_for.0,
+        entries_max: c.entries_max,
+        bytes_max: bytes(c.bytes_max),
+        entry_max: bytes(entry_max),
+        waiting_max: c.waiting_max,
+    }
 }
 
 fn log(raw: &Raw, site: &Site<'_>) -> Log {
@@ -541,7 +558,8 @@ fn models(
             chain.extend(target(link, &place, upstreams, prices, report));
         }
         let total_timeout = raw.total_timeout.map(|span| span.0);
-        models.push(Arc::new(Model { name: raw.name.clone(), chain, total_timeout }));
+        let cache = raw.cache.map(|span| span.0);
+        models.push(Arc::new(Model { name: raw.name.clone(), chain, total_timeout, cache }));
     }
     models
 }

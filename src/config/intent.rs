@@ -13,6 +13,7 @@ use super::unit::{Size, Span};
 pub(super) fn judge(raw: &Raw, config: &Config, report: &mut Report) {
     listeners(raw, config, report);
     server(config, report);
+    cache(config, report);
     let totals = config.models.iter().filter_map(|model| model.total_timeout);
     let request = totals.fold(config.server.request_timeout, Duration::max);
     for (index, upstream) in config.upstreams.iter().enumerate() {
@@ -88,6 +89,17 @@ fn server(config: &Config, report: &mut Report) {
             let (place, text) = between((key, Span(wait)), "is not below", request, report);
             report.warn(place, text, format!("the request ends first; lower {key}"));
         }
+    }
+}
+
+fn cache(config: &Config, report: &mut Report) {
+    let c = &config.cache;
+    let size = |bytes: usize| Size(bytes as u64);
+    if c.entry_max > c.bytes_max {
+        let one = ("cache.entry_max", size(c.entry_max));
+        let all = ("cache.bytes_max", size(c.bytes_max));
+        let (place, text) = between(one, "is above", all, report);
+        report.fault(place, text, "raise the total, or lower the single answer");
     }
 }
 

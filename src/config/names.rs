@@ -26,7 +26,8 @@ impl Config {
             return Some(Resolved { model: Arc::clone(model), declared: true });
         }
         let target = self.target(name).or_else(|| self.target(short?))?;
-        let model = Model { name: name.to_owned(), chain: vec![target], total_timeout: None };
+        let model =
+            Model { name: name.to_owned(), chain: vec![target], total_timeout: None, cache: None };
         Some(Resolved { model: Arc::new(model), declared: false })
     }
 

@@ -66,6 +66,10 @@ pub struct Raw {
     pub price: Vec<RawPrice>,
     /// What is remembered of tokens and cost, in memory: a reload keeps it, a restart loses it.
     pub usage: RawUsage,
+    /// Answers that are kept and given again: to embedding requests, which have one right answer, and
+    /// of models that say so. An answer says in `x-tidegate-cache` where it came from (`hit`, `miss`,
+    /// `stale`, `coalesced`); a request may say there what it wants (`use`, `bypass`, `refresh`).
+    pub cache: RawCache,
     /// The log.
     pub log: RawLog,
     /// What the daemon keeps on disk. This version keeps nothing there yet.
@@ -706,6 +710,17 @@ pub struct RawModel {
     ))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub total_timeout: Option<Span>,
+
+    /// How long an answer of this model is given again to the same request of the same key. Only
+    /// answers of the primary are kept, only complete ones, and none to requests with tools.
+    #[schemars(extend(
+        "x-default" = "not at all, unless a request says x-tidegate-cache: use",
+        "x-example" = "10m",
+        "x-min" = "1ms",
+        "x-max" = "720h",
+    ))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cache: Option<Span>,
 }
 
 /// One link of a model's chain.
@@ -809,6 +824,66 @@ impl Default for RawUsage {
             days_max: 31,
             rows_max: 4096,
             cache_ttl: Span::seconds(2),
+        }
+    }
+}
+
+/// `[cache]`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct RawCache {
+    /// Whether anything is kept at all, whatever models and requests say.
+    pub enabled: bool,
+
+    /// Whether the answers to embedding requests are kept. They are shared by all keys that may use
+    /// the model.
+    pub embeddings: bool,
+
+    /// How long an answer is given again without asking, where no model says otherwise.
+    #[schemars(extend("x-min" = "1ms", "x-max" = "720h", "x-at-limit" = "it is asked for again"))]
+    pub ttl: Span,
+
+    /// How long beyond that an answer may still be given: to others while one request asks for it
+    /// again, and to that one when asking fails.
+    #[schemars(extend("x-min" = "0s", "x-max" = "720h", "x-at-limit" = "it is dropped"))]
+    pub stale_for: Span,
+
+    /// Answers that are kept.
+    #[schemars(range(min = 1, max = 1_000_000), extend(
+        "x-at-limit" = "the one that was not used for longest is dropped",
+    ))]
+    pub entries_max: usize,
+
+    /// Bytes of all answers that are kept, with what keeping them takes.
+    #[schemars(extend(
+        "x-min" = "1KiB",
+        "x-max" = "64GiB",
+        "x-at-limit" = "the one that was not used for longest is dropped",
+    ))]
+    pub bytes_max: Size,
+
+    /// One answer. Where it is not written it gives way to a smaller `bytes_max`.
+    #[schemars(extend("x-min" = "1KiB", "x-max" = "1GiB", "x-at-limit" = "it is not kept"))]
+    pub entry_max: Size,
+
+    /// Requests that wait for the answer to the same request of another client.
+    #[schemars(range(min = 0, max = 65536), extend(
+        "x-at-limit" = "the request is asked for by itself",
+    ))]
+    pub waiting_max: usize,
+}
+
+impl Default for RawCache {
+    fn default() -> Self {
+        RawCache {
+            enabled: true,
+            embeddings: true,
+            ttl: Span::seconds(3600),
+            stale_for: Span::seconds(3600),
+            entries_max: 10_000,
+            bytes_max: Size::mib(64),
+            entry_max: Size::mib(1),
+            waiting_max: 4096,
         }
     }
 }

@@ -33,6 +33,8 @@ pub struct Config {
     pub prices: Prices,
     /// What is remembered of tokens and cost.
     pub usage: Usage,
+    /// Answers that are kept.
+    pub cache: Cache,
     /// Logs.
     pub log: Log,
     /// The state directory.
@@ -285,6 +287,9 @@ pub struct Model {
     pub chain: Vec<Target>,
     /// Deadline of a request for this model; `None`: `server.request_timeout`.
     pub total_timeout: Option<Duration>,
+    /// How long its answers are kept, beside those of embedding requests; `None`: not at all, unless
+    /// a request asks for it.
+    pub cache: Option<Duration>,
 }
 
 /// One link of a chain.
@@ -367,6 +372,47 @@ pub struct Usage {
     pub days_max: usize,
     pub rows_max: usize,
     pub cache_ttl: Duration,
+}
+
+/// A part of the cache, which is counted and cleared by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Namespace {
+    /// Answers to embedding requests.
+    Embeddings,
+    /// Answers of language models.
+    Chat,
+}
+
+impl Namespace {
+    /// All of them.
+    pub const ALL: [Namespace; 2] = [Namespace::Embeddings, Namespace::Chat];
+
+    /// Its number, from 0.
+    pub fn index(self) -> usize {
+        self as usize
+    }
+
+    /// Its name in the file, in metrics and in answers.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Namespace::Embeddings => "embeddings",
+            Namespace::Chat => "chat",
+        }
+    }
+}
+
+/// `[cache]`.
+#[derive(Clone, Debug, PartialEq)]
+#[expect(missing_docs, reason = "each is documented where people write it: config/raw.rs")]
+pub struct Cache {
+    pub enabled: bool,
+    pub embeddings: bool,
+    pub ttl: Duration,
+    pub stale_for: Duration,
+    pub entries_max: usize,
+    pub bytes_max: usize,
+    pub entry_max: usize,
+    pub waiting_max: usize,
 }
 
 /// `[log]`.

@@ -13,6 +13,7 @@ use crate::base::heartbeat::{Beat, Heartbeats};
 use crate::base::memory::{self, Trimmer};
 use crate::base::metrics::{Counter, Registry};
 use crate::config::{Config, Loaded};
+use crate::gateway::cached::{self, Answers};
 use crate::gateway::catalog::Catalog;
 use crate::gateway::lockout::Lockouts;
 use crate::gateway::metrics::Metrics;
@@ -20,7 +21,7 @@ use crate::gateway::rates::Rates;
 use crate::gateway::state::State;
 use crate::gateway::usage::Accounts;
 use crate::gateway::{Gateway, Parts};
-use crate::health::overload::{Action, Overload};
+use crate::health::overload::{Action, Level, Overload};
 use crate::health::trim::Trimmers;
 use crate::net::engine::Engine;
 use crate::net::outbound::Resolver;
@@ -48,6 +49,7 @@ pub struct Running {
     pub(super) links: Arc<Links>,
     pub(super) calls: Arc<Calls>,
     pub(super) catalog: Arc<Catalog>,
+    pub(super) answers: Answers,
     pub(super) board: Arc<Board>,
     pub(super) registry: Arc<Registry>,
     /// Handed to whoever has something to tell.
@@ -137,6 +139,7 @@ impl Running {
         rates.adopt(&state.plan, addresses_max);
         let metrics = Metrics::new(Arc::clone(&registry));
         let overload = Arc::new(Overload::default());
+        let answers = cached::answers(&config.cache, &registry);
         let accounts = Accounts::new(&config.usage, &registry);
         let parts = Parts {
             metrics,
@@ -146,6 +149,7 @@ impl Running {
             rates,
             lockouts,
             accounts: Arc::clone(&accounts),
+            answers: answers.clone(),
         };
         let gateway = Gateway::new(state, parts);
 
@@ -178,6 +182,12 @@ impl Running {
                 pools.close_idle();
             }
         });
+        let kept = answers.clone();
+        trimmers.register("answers", move |level| match level {
+            Level::Critical => kept.trim(1.0),
+            level if level >= Action::CachesTrimmed.from() => kept.trim(0.5),
+            _ => {}
+        });
         let hands = Hands {
             overload,
             trimmers,
@@ -198,6 +208,7 @@ impl Running {
             links,
             calls,
             catalog,
+            answers,
             board,
             registry,
             events,
@@ -230,6 +241,7 @@ impl Running {
         self.beat.tick();
         self.links.sweep();
         self.gateway.sweep();
+        self.answers.sweep(clock::now());
         self.trim();
     }
 

@@ -8,7 +8,7 @@ use crate::base::clock;
 use crate::base::error::{Error, Kind, Phase, Result, Retry};
 use crate::config::settings::{Target, UpstreamKind};
 use crate::llm::echo::Echo;
-use crate::llm::{self, Ask, Dialect, Fault, Reply, Stream, Usage};
+use crate::llm::{self, Ask, Dialect, Fault, Kept, Reply, Stream, Usage};
 use crate::net::http::Method;
 use crate::net::outbound::{Begin, Control, Outgoing, Watch};
 use crate::net::turn::ClientStream;
@@ -16,6 +16,7 @@ use crate::upstream::deadlines::{Deadlines, Timeouts};
 use crate::upstream::link::Link;
 use crate::upstream::verdict::{self, Verdict};
 
+use super::cached::Part;
 use super::flow::Parts;
 use super::record::Record;
 use super::source::{HeadSays, Source};
@@ -80,6 +81,10 @@ pub struct Attempt<'a> {
     pub fields: &'a [(&'static str, String)],
     /// When something was last sent to the client.
     pub last_sent: &'a mut Instant,
+    /// What the cache is to have of it.
+    pub cached: &'a mut Part,
+    /// This is the first link of the chain.
+    pub first: bool,
     /// Content was sent: nobody else answers any more.
     pub committed: bool,
 }
@@ -290,7 +295,7 @@ impl Attempt<'_> {
         deadlines: &Deadlines,
     ) -> End {
         let max = self.link.settings.answer_max;
-        let body = match self.read_whole(source, client, deadlines, max) {
+        let upstream_body = match self.read_whole(source, client, deadlines, max) {
             Ok(body) => body,
             Err(error) => {
                 self.left(&error);
@@ -299,15 +304,18 @@ impl Attempt<'_> {
         };
         let dialect = self.dialect();
         let translated = if self.ask.stream() {
-            llm::whole_as_stream(self.reply, self.ask, dialect, &body)
+            llm::whole_as_stream(self.reply, self.ask, dialect, &upstream_body)
         } else {
-            llm::whole(self.reply, self.ask, dialect, &body)
+            llm::whole(self.reply, self.ask, dialect, &upstream_body)
         };
         let (body, usage) = match translated {
             Ok(translated) => translated,
             Err(fault) => return End::MoveOn(fault_error(&fault, &self.link.settings.name)),
         };
         self.record.answered_by(&self.link.settings.name, &self.target.model);
+        let (ask, from) = (self.ask, (&*self.link.settings.name, &*self.target.model));
+        // Those who wait for it are not to wait until this client has taken it.
+        self.cached.answered(|| Kept::of_whole(ask, dialect, &upstream_body), from, self.first);
         self.usage(usage);
         if !self.ask.stream() {
             return End::Whole(body);
@@ -359,6 +367,9 @@ impl Attempt<'_> {
     ) -> End {
         let line_max = self.link.settings.stream_line_max;
         let mut core = Stream::new(self.reply, self.ask, self.dialect(), line_max);
+        if let Some(bytes_max) = self.cached.collects() {
+            core.keep(bytes_max);
+        }
         let mut out = Vec::new();
         // Until then a committed stream may end here, where it began.
         let mut here: Option<Instant> = None;
@@ -420,7 +431,7 @@ impl Attempt<'_> {
                 deadlines.event(now);
             }
             if core.done() || (ended && fed.is_ok()) {
-                return self.finish(&core, &mut source, client, &out);
+                return self.finish(&mut core, &mut source, client, &out);
             }
             if !out.is_empty() {
                 if let Err(error) = client.send(&out) {
@@ -493,13 +504,15 @@ impl Attempt<'_> {
 
     fn finish(
         &mut self,
-        core: &Stream,
+        core: &mut Stream,
         source: &mut Source,
         client: &mut ClientStream<'_>,
         out: &[u8],
     ) -> End {
         self.link.counts.line(core.longest());
         self.usage(core.tokens());
+        let from = (&*self.link.settings.name, &*self.target.model);
+        self.cached.answered(|| core.kept(), from, self.first);
         let sent = client.finish(out);
         // The client has everything. What is left of the message is only its end.
         let deadline = clock::now() + TAIL_TIMEOUT;

@@ -8,7 +8,7 @@ use crate::base::error::{Error, Kind, Phase, Result};
 use crate::base::metrics::Lease;
 use crate::base::permits::Permit;
 use crate::config::settings::Target;
-use crate::llm::{Ask, Fault, Reply, Route, Usage};
+use crate::llm::{Ask, Fault, Kept, Reply, Route, Usage};
 use crate::net::http::{Request, Response};
 use crate::net::service::{GiveUp, Job, Step, Wait};
 use crate::net::turn::{ClientStream, Turn};
@@ -16,6 +16,7 @@ use crate::upstream::breakers::{Pass, Unavailable};
 use crate::upstream::calls::Call;
 
 use super::attempt::{Attempt, End, fault_error};
+use super::cached::{self, Answer, Next, Origin, Part, Plan};
 use super::flow::{Flowing, too_late};
 use super::record::Record;
 use super::state::{Chain, State};
@@ -27,6 +28,7 @@ struct Built {
     reply: Reply,
     chain: Chain,
     total: Option<Duration>,
+    plan: Option<Plan>,
 }
 
 /// One model call of a client.
@@ -52,6 +54,7 @@ pub struct Exchange {
     call: Call,
     record: Record,
     fields: Vec<(&'static str, String)>,
+    cached: Part,
     _budget: Lease,
 }
 
@@ -72,6 +75,8 @@ enum WaitsFor {
     Upstream,
     /// One of `server.exchanges_max`.
     Slot,
+    /// The answer to the same request of another client.
+    Answer,
 }
 
 impl Exchange {
@@ -89,7 +94,7 @@ impl Exchange {
         let path = routes::pattern(request.route);
         let body = std::mem::take(&mut request.body);
         match Exchange::build(route, body, &request, state, gateway, &mut record) {
-            Ok(Built { ask, reply, chain, total }) => {
+            Ok(Built { ask, reply, chain, total, plan }) => {
                 let streams = ask.stream();
                 let now = clock::now();
                 let patience = patience(&request);
@@ -133,6 +138,7 @@ impl Exchange {
                     call: gateway.calls.begin(),
                     record,
                     fields,
+                    cached: Part::new(gateway.answers.clone(), plan),
                     _budget: request.budget,
                 }))
             }
@@ -186,13 +192,72 @@ impl Exchange {
         }
         let who = gateway.who(state, request);
         record.charged(state.plan.tokens(&who, clock::now(), ask.estimate())?);
+        let plan = Plan::of(request, &ask, &resolved.model, &chain, &state.config.cache)?;
         let id = format!("{}{}", id_prefix(route), request.id);
         let reply = Reply::new(&ask, ask.model(), &id, clock::wall());
-        Ok(Built { ask, reply, chain, total: resolved.model.total_timeout })
+        Ok(Built { ask, reply, chain, total: resolved.model.total_timeout, plan })
+    }
+
+    /// Begins: with what the cache has, else with the chain.
+    pub fn begin(mut self: Box<Self>, turn: &mut Turn<'_>) -> Step {
+        let next = self.cached.look();
+        self.follow_up(next, turn)
+    }
+
+    /// Goes on as the cache has it.
+    fn follow_up(mut self: Box<Self>, next: Next, turn: &mut Turn<'_>) -> Step {
+        match next {
+            Next::Serve(answer, origin) => {
+                if let Some(response) = self.replayed(&answer, origin) {
+                    return Step::Respond(response);
+                }
+            }
+            Next::Wait(permits) => {
+                // A client of a stream hears nothing while it waits: no longer than `early_head`.
+                let silence = clock::now() + self.early_head;
+                let deadline =
+                    if self.ask.stream() { silence.min(self.deadline) } else { self.deadline };
+                self.waits_for = WaitsFor::Answer;
+                return Step::Wait(self, Wait { permits, deadline });
+            }
+            Next::Fail(error) => {
+                self.last_error = Some(error);
+                return self.failed();
+            }
+            Next::Ask => {}
+        }
+        if self.cached.planned() {
+            self.record.cached(Origin::Miss);
+            self.fields.push((cached::FIELD, Origin::Miss.as_str().to_owned()));
+        }
+        self.go(turn)
+    }
+
+    /// An answer that was kept, as this client asks for it.
+    fn replayed(&mut self, answer: &Answer, origin: Origin) -> Option<Response> {
+        let (body, usage) = answer.kept.replay(&mut self.reply, &self.ask).ok()?;
+        self.record.answered_by(&answer.upstream, &answer.model);
+        self.record.replayed(origin, usage);
+        if self.ask.stream() {
+            self.record.first_token();
+        }
+        let mut response = Response::new(200, self.reply.content_type(), body)
+            .with("x-tidegate-upstream", answer.upstream.as_str())
+            .with("x-tidegate-model", answer.model.as_str())
+            .with(cached::FIELD, origin.as_str());
+        if self.ask.stream() {
+            response = response.with("cache-control", "no-cache").with("x-accel-buffering", "no");
+        }
+        let fields = std::mem::take(&mut self.fields);
+        for (name, value) in fields.into_iter().filter(|(name, _)| *name != cached::FIELD) {
+            response = response.with(name, value);
+        }
+        self.record.finish(200, response.body.len() as u64);
+        Some(response)
     }
 
     /// Walks the chain from where it stands.
-    pub fn go(mut self: Box<Self>, turn: &mut Turn<'_>) -> Step {
+    fn go(mut self: Box<Self>, turn: &mut Turn<'_>) -> Step {
         // The upstream's permit first, the scarcer one; then the right to run.
         let waiting = turn.waiting_timeout();
         match self.ready(true, waiting) {
@@ -322,6 +387,8 @@ impl Exchange {
             record: &mut self.record,
             fields: &self.fields,
             last_sent: &mut self.last_sent,
+            cached: &mut self.cached,
+            first: self.at == 0,
             committed: false,
         };
         let end = attempt.run(client);
@@ -355,6 +422,7 @@ impl Exchange {
 
     /// The stream ends with an error, in the client's own protocol and without its terminator.
     fn cut(mut self: Box<Self>, error: &Error, client: &mut ClientStream<'_>) -> Step {
+        self.cached.failed(error);
         self.record.failed(error);
         let gone = matches!(error.kind(), Kind::ClientGone | Kind::ClientStalled);
         let mut keep_alive = false;
@@ -372,7 +440,12 @@ impl Exchange {
     fn end(mut self: Box<Self>, client: &mut ClientStream<'_>) -> Step {
         if client.started() {
             let error = self.take_error();
-            return self.cut(&error, client);
+            let stale = self.cached.failed(&error);
+            let replayed = stale.and_then(|stale| self.replayed(&stale, Origin::Stale));
+            return match replayed.map(|response| client.finish(&response.body)) {
+                Some(sent) => Step::Streamed { keep_alive: sent.unwrap_or(false) },
+                None => self.cut(&error, client),
+            };
         }
         let gone = |error: &Error| matches!(error.kind(), Kind::ClientGone | Kind::ClientStalled);
         if self.last_error.as_ref().is_some_and(gone) {
@@ -408,6 +481,10 @@ impl Exchange {
     }
 
     fn answer(&mut self, error: &Error) -> Response {
+        let stale = self.cached.failed(error);
+        if let Some(response) = stale.and_then(|stale| self.replayed(&stale, Origin::Stale)) {
+            return response;
+        }
         // A stop is nothing that the chain said: a client may well try again.
         let mut response = match error.kind() {
             // And of what was left alone nothing was tried: after `Retry-After` it will be.
@@ -456,6 +533,14 @@ impl Exchange {
         }
     }
 
+    /// The stream is whole; `kept` makes of it what the cache can give again.
+    pub(super) fn keep(&mut self, kept: impl FnOnce() -> Option<Kept>) {
+        if let Some((link, target)) = self.chain.get(self.at) {
+            let from = (&*link.settings.name, &*target.model);
+            self.cached.answered(kept, from, self.at == 0);
+        }
+    }
+
     /// The current link's attempt ended well.
     pub(super) fn answered(&mut self) {
         if let Some((link, _)) = self.chain.get(self.at) {
@@ -489,6 +574,7 @@ impl Exchange {
     /// The stream ends with an error.
     pub(super) fn lost(&mut self, error: &Error) {
         self.attempt_failed(error);
+        self.cached.failed(error);
         self.record.failed(error);
     }
 
@@ -518,6 +604,10 @@ impl Job for Exchange {
             self.pass = None;
         }
         match (std::mem::replace(&mut self.waits_for, WaitsFor::Nothing), permit) {
+            (WaitsFor::Answer, permit) => {
+                let next = self.cached.landed(permit);
+                return self.follow_up(next, turn);
+            }
             (WaitsFor::Slot, Some(permit)) => turn.begin_exchange_with(permit),
             (_, permit) => self.permit = permit,
         }
@@ -535,6 +625,13 @@ impl Job for Exchange {
                 return GiveUp::GoOn(self);
             }
         }
+        // Who waited for another one's answer can still ask, while there is time.
+        if self.waits_for == WaitsFor::Answer
+            && error.kind() == Kind::WaitingTimeout
+            && clock::now() < self.deadline
+        {
+            return GiveUp::GoOn(self);
+        }
         let error = match upstream_busy {
             // Links before this one may have said what is wrong.
             true => {
@@ -543,6 +640,10 @@ impl Job for Exchange {
             }
             false => error,
         };
+        let stale = self.cached.failed(&error);
+        if let Some(response) = stale.and_then(|stale| self.replayed(&stale, Origin::Stale)) {
+            return GiveUp::Respond(response);
+        }
         // The waiting itself failed: a client may well try again.
         let mut response = errors::response(&error, self.path);
         for (name, value) in std::mem::take(&mut self.fields) {

@@ -48,6 +48,8 @@ impl Flowing {
     /// The stream ends well.
     fn finished(&mut self) -> FlowStep {
         self.settle();
+        let core = &mut self.parts.core;
+        self.exchange.keep(|| core.kept());
         self.exchange.answered();
         FlowStep::End
     }

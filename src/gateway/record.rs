@@ -15,6 +15,7 @@ use crate::net::http::{Head, Headers, Method, Request};
 use crate::observe::access::{AccessLine, FailedAttempt, Outcome, Tokens};
 use crate::upstream::link::Link;
 
+use super::cached::Origin;
 use super::metrics::Metrics;
 use super::rates::Bill;
 use super::routes::{self, Found};
@@ -49,6 +50,7 @@ pub struct Record {
     tokens: Option<Tokens>,
     bill: Option<Bill>,
     account: Option<Account>,
+    cached: Option<Origin>,
     code: &'static str,
     outcome: Outcome,
     metrics: Arc<Metrics>,
@@ -87,6 +89,7 @@ impl Record {
             tokens: None,
             bill: None,
             account: None,
+            cached: None,
             code: "ok",
             outcome: Outcome::Ok,
             metrics: Arc::clone(metrics),
@@ -169,13 +172,6 @@ impl Record {
         });
     }
 
-    /// It is answered with what was made for another one: its tokens were paid for already.
-    pub fn replayed(&mut self) {
-        if let Some(account) = &mut self.account {
-            account.replayed = true;
-        }
-    }
-
     /// Tokens that an upstream made, as it told them or by estimate. Once for each attempt.
     pub fn usage(&mut self, link: &Link, target: &Target, usage: Usage) {
         let Usage { input, output, cached, estimated } = usage;
@@ -210,6 +206,26 @@ impl Record {
     fn settle(&mut self, tokens: u64) {
         if let Some(bill) = &mut self.bill {
             bill.used(tokens);
+        }
+    }
+
+    /// Where the answer comes from, for a request in which the cache has a part.
+    pub fn cached(&mut self, origin: Origin) {
+        self.cached = Some(origin);
+    }
+
+    /// It is answered with what was made for another request: its tokens, if they are known, were
+    /// paid for already.
+    pub fn replayed(&mut self, origin: Origin, usage: Option<Usage>) {
+        self.cached = Some(origin);
+        if self.tokens.is_none() {
+            self.settle(0);
+        }
+        if let Some(Usage { input, output, estimated, .. }) = usage {
+            self.tokens = Some(Tokens { input, output, estimated });
+        }
+        if let Some(account) = &mut self.account {
+            account.replayed = true;
         }
     }
 
@@ -272,6 +288,7 @@ impl Record {
             outcome: self.outcome,
             stream: self.stream,
             tokens: self.tokens,
+            cache: self.cached.map(Origin::as_str),
         };
         line.log();
         if let Some(account) = self.account.take() {

@@ -72,7 +72,10 @@ impl Kept {
                 let body = embeddings::in_form(reply, body, &seen)?;
                 Ok((body, seen.usage))
             }
-            What::Vectors { dialect, body } => answer::whole(reply, ask, *dialect, body.as_bytes()),
+            What::Vectors { dialect, body } => {
+                let (body, usage) = answer::whole(reply, ask, *dialect, body.as_bytes())?;
+                Ok((body, Some(usage)))
+            }
             What::Text(text) => {
                 let part = |part: &'_ Option<Box<str>>| part.as_deref().map(str::to_owned);
                 let content = Content {

@@ -81,6 +81,9 @@ pub struct AccessLine<'a> {
     pub stream: bool,
     /// Tokens, when they are known.
     pub tokens: Option<Tokens>,
+    /// Where the answer came from, when the cache had a part in it: `hit`, `miss`, `stale`,
+    /// `coalesced`. The tokens of all but `miss` were used by an earlier request.
+    pub cache: Option<&'static str>,
 }
 
 impl AccessLine<'_> {
@@ -166,6 +169,9 @@ impl Source for Fields<'_> {
             put("tokens_out", tokens.output.into())?;
             put("estimated", tokens.estimated.into())?;
         }
+        if let Some(cache) = line.cache {
+            put("cache", cache.into())?;
+        }
         if let Some((upstream, model)) = line.answered_by {
             put("upstream", upstream.into())?;
             put("upstream_model", model.into())?;
@@ -216,6 +222,7 @@ mod tests {
             outcome: Outcome::Ok,
             stream: false,
             tokens: None,
+            cache: None,
         }
     }
 
@@ -250,13 +257,14 @@ mod tests {
             outcome: Outcome::Error("upstream_cut"),
             stream: true,
             tokens: Some(Tokens { input: 10, output: 20, estimated: true }),
+            cache: Some("miss"),
             ..plain(&id)
         };
         assert_eq!(
             written(&line),
             " id=r2 key=laptop peer=127.0.0.1:5000 method=POST path=/v1/chat/completions \
              status=200 outcome=error code=upstream_cut first_token_ms=1500 total_ms=3000 \
-             bytes_in=100 bytes_out=2000 stream=true tokens_in=10 tokens_out=20 estimated=true \
+             bytes_in=100 bytes_out=2000 stream=true tokens_in=10 tokens_out=20 estimated=true cache=miss \
              upstream=spare upstream_model=gpt-oss:120b \
              failed=local:upstream_connect,cloud:upstream_timeout model=default"
         );
