@@ -2,17 +2,24 @@
 //! its models, fed by everything else.
 
 use std::collections::HashMap;
-use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::base::error::{Error, Kind};
+use crate::base::error::Error;
 use crate::base::events::Events;
 use crate::base::lock::{Locked, Rank};
 use crate::base::metrics::{Counter, Gauge, Limit, Registry};
 
-use super::breaker::{Breaker, Change, Force, Refused, Rules, Stand, Ticket, Verdict, Why};
-use super::outcome::{self, Outcome};
+use super::breaker::{Breaker, Change, Force, Refused, Rules, Stand, Verdict, Why};
+use super::outcome;
+
+mod pass;
+#[cfg(test)]
+mod tests;
+mod view;
+
+pub use pass::Pass;
+pub use view::{Cause, Unavailable, View};
 
 /// Models of one upstream that have a breaker of their own. Clients name models, so there is a
 /// bound; at it a further one has only the breaker of the upstream's address until there is room.
@@ -28,79 +35,6 @@ const STATE: (&str, &str) = (
     "tidegate_upstream_breaker_state",
     "Breakers of declared models, and of each upstream's address (without a model): 0 closed, 1 half-open, 2 open.",
 );
-
-/// The last failure that a breaker saw.
-#[derive(Clone, Debug)]
-pub struct Cause {
-    /// Its code.
-    pub code: &'static str,
-    /// In words that are all ours: for anybody.
-    pub told: Arc<str>,
-    /// As it was: for the operator.
-    pub full: Arc<str>,
-    /// When.
-    pub at: Instant,
-    /// Failures since the breaker was there.
-    pub count: u64,
-}
-
-/// One breaker, as lists show it.
-#[derive(Clone, Debug)]
-pub struct View {
-    /// The upstream.
-    pub upstream: String,
-    /// The model; `None` for the breaker of the address.
-    pub model: Option<String>,
-    /// Where it stands.
-    pub stand: Stand,
-    /// What a person decided.
-    pub force: Force,
-    /// How long it has stood so.
-    pub since: Duration,
-    /// In how long the next call is allowed, where none is now.
-    pub next_try: Option<Duration>,
-    /// How long the upstream still wants to be left alone.
-    pub cooling_down: Option<Duration>,
-    /// Calls of the last ten seconds.
-    pub calls: u32,
-    /// Those that failed.
-    pub failed: u32,
-    /// The last failure, and how long ago.
-    pub cause: Option<(Cause, Duration)>,
-}
-
-/// A link that may not be asked now.
-#[derive(Clone, Debug)]
-pub struct Unavailable {
-    /// Why.
-    pub why: Why,
-    /// When it is worth another try.
-    pub until: Option<Instant>,
-    upstream: String,
-    cause: Option<Cause>,
-}
-
-impl Unavailable {
-    /// The error of a chain whose links may all not be asked.
-    pub fn error(&self, now: Instant) -> Error {
-        let wait = self.until.map(|until| until.saturating_duration_since(now));
-        let mut text = format!("upstream {} is left alone", self.upstream);
-        match self.why {
-            Why::Forced => text.push_str(" until its breaker is closed by hand"),
-            Why::CoolingDown => text.push_str(", as it asked for"),
-            Why::Open | Why::Probing => text.push_str(" because it failed"),
-        }
-        if let Some(Cause { code, told, at, .. }) = &self.cause {
-            let ago = now.saturating_duration_since(*at).as_secs();
-            // Writing to a string does not fail.
-            let _ = write!(text, "; its last failure, {ago} s ago: {told} ({code})");
-        }
-        if let Some(wait) = wait {
-            let _ = write!(text, "; try again in {} s", wait.as_secs().max(1));
-        }
-        Error::new(Kind::UpstreamUnavailable, text).retry_after(wait)
-    }
-}
 
 /// The breakers of one upstream.
 pub struct Breakers {
@@ -466,127 +400,5 @@ impl Breakers {
             };
             self.events.record(level, kind, &subject, why);
         }
-    }
-}
-
-/// The right to one call. Dropped without a verdict it says nothing about the upstream.
-pub struct Pass {
-    breakers: Option<Arc<Breakers>>,
-    address: Option<Ticket>,
-    model: Option<(Arc<str>, Ticket)>,
-    begun: Instant,
-    flows_at: Option<Instant>,
-}
-
-impl Pass {
-    /// One that no breaker gave.
-    pub fn free(now: Instant) -> Self {
-        Pass { breakers: None, address: None, model: None, begun: now, flows_at: None }
-    }
-
-    /// Whether this call decides for all others.
-    pub fn is_probe(&self) -> bool {
-        let model = self.model.as_ref().map(|(_, ticket)| ticket);
-        self.address.as_ref().is_some_and(Ticket::is_probe) || model.is_some_and(Ticket::is_probe)
-    }
-
-    /// The call itself begins: what was waited for before is not the upstream's.
-    pub fn begins(&mut self, now: Instant) {
-        self.begun = now;
-    }
-
-    /// When the call began.
-    pub fn begun(&self) -> Instant {
-        self.begun
-    }
-
-    /// The first content of the answer is out.
-    pub fn flows(&mut self, now: Instant) {
-        self.flows_at.get_or_insert(now);
-        let Some(breakers) = &self.breakers else { return };
-        breakers.inner.with(|inner| {
-            if let Some(ticket) = &mut self.address {
-                inner.address.breaker.flows(ticket, now);
-            }
-            if let Some((model, ticket)) = &mut self.model
-                && let Some(entry) = inner.models.get_mut(model)
-            {
-                entry.breaker.flows(ticket, now);
-            }
-        });
-    }
-
-    /// From the call's beginning to its first content; to its end where none flowed.
-    pub fn latency(&self, now: Instant) -> Duration {
-        self.flows_at.unwrap_or(now).saturating_duration_since(self.begun)
-    }
-
-    /// The call ended well.
-    pub fn answered(self, now: Instant) {
-        self.settle(Outcome::Good, None, now);
-    }
-
-    /// The call ended with this error. `fair` as in [`outcome::of_error`].
-    pub fn failed(self, error: &Error, fair: bool, now: Instant) {
-        self.settle(outcome::of_error(error, fair), Some(error), now);
-    }
-
-    fn settle(mut self, outcome: Outcome, error: Option<&Error>, now: Instant) {
-        let took = self.latency(now);
-        self.finish(outcome, error, took, now);
-    }
-
-    fn finish(&mut self, outcome: Outcome, error: Option<&Error>, took: Duration, now: Instant) {
-        let Some(breakers) = self.breakers.take() else { return };
-        let (address, model) = verdicts(outcome, took);
-        let (address_ticket, model_ticket) = (self.address.take(), self.model.take());
-        let told = breakers.inner.with(|inner| {
-            let mut told = [None, None];
-            if let Some(ticket) = address_ticket {
-                if let (Verdict::Failed, Some(error)) = (address, error) {
-                    inner.address.failed(error, now);
-                }
-                let change = inner.address.breaker.settle(ticket, address, now);
-                told[0] = inner.address.told(None, change);
-            }
-            let cooldown_max = inner.cooldown_max;
-            if let Some((name, ticket)) = model_ticket
-                && let Some(entry) = inner.models.get_mut(&name)
-            {
-                if let Some(error) = error {
-                    let cool = outcome::cool_down(error, cooldown_max);
-                    if model == Verdict::Failed || cool.is_some() {
-                        entry.failed(error, now);
-                    }
-                    if let Some(wait) = cool {
-                        entry.breaker.cool_down(now + wait);
-                    }
-                }
-                let change = entry.breaker.settle(ticket, model, now);
-                told[1] = entry.told(Some(&name), change);
-            }
-            told
-        });
-        breakers.tell(told);
-    }
-}
-
-impl Drop for Pass {
-    fn drop(&mut self) {
-        if self.breakers.is_some() {
-            self.finish(Outcome::Nothing, None, Duration::ZERO, self.begun);
-        }
-    }
-}
-
-/// What an outcome says to the breaker of the address, and to the model's.
-fn verdicts(outcome: Outcome, took: Duration) -> (Verdict, Verdict) {
-    match outcome {
-        Outcome::Good => (Verdict::Alive, Verdict::Good(took)),
-        Outcome::Alive => (Verdict::Alive, Verdict::Alive),
-        // Whoever fails is there.
-        Outcome::Failed => (Verdict::Alive, Verdict::Failed),
-        Outcome::Unreachable => (Verdict::Failed, Verdict::Nothing),
-        Outcome::Nothing => (Verdict::Nothing, Verdict::Nothing),
     }
 }
