@@ -134,6 +134,29 @@ impl Gcra {
         verdict
     }
 
+    /// Charges `quantity` ahead of its time: says after which wait it may be used, and charges nothing
+    /// when that is longer than `longest`. Whoever comes next waits behind it.
+    ///
+    /// # Errors
+    /// How long the wait would have been.
+    pub fn reserve(
+        &mut self,
+        quota: &Quota,
+        now: Instant,
+        quantity: u64,
+        longest: Duration,
+    ) -> Result<Duration, Duration> {
+        let after = self.ahead(now).saturating_add(quota.cost(quantity));
+        // More than a burst is there when a whole burst is.
+        let most = quota.cost(quota.burst.max(quantity));
+        let wait = after.saturating_sub(most);
+        if wait > longest {
+            return Err(wait);
+        }
+        self.put(now, after);
+        Ok(wait)
+    }
+
     /// Charges what was used already, whether or not there was enough. The debt is bounded: at most
     /// one further burst.
     pub fn debit(&mut self, quota: &Quota, now: Instant, quantity: u64) {
@@ -297,6 +320,23 @@ mod tests {
         let each = begun.elapsed() / CHARGES;
         println!("one charge and one look at the clock: {each:?}");
         assert_eq!(allowed, CHARGES);
+    }
+
+    #[test]
+    fn reservations_come_one_behind_the_other_and_no_later_than_allowed() {
+        let quota = Quota::new(60, MINUTE, 1).unwrap();
+        let (mut gcra, now) = (Gcra::default(), clock::now());
+        let second = Duration::from_secs(1);
+        for wait in 0..=5 {
+            assert_eq!(gcra.reserve(&quota, now, 1, 5 * second), Ok(wait * second));
+        }
+        let before = gcra;
+        assert_eq!(gcra.reserve(&quota, now, 1, 5 * second), Err(6 * second));
+        assert_eq!(gcra, before, "a refusal charges nothing");
+        // More than a burst is not refused for ever: it pays afterwards.
+        let mut gcra = Gcra::default();
+        assert_eq!(gcra.reserve(&quota, now, 5, second), Ok(Duration::ZERO));
+        assert_eq!(gcra.reserve(&quota, now, 1, 5 * second), Ok(5 * second));
     }
 
     proptest! {
