@@ -1,5 +1,6 @@
 //! Calls to upstreams: the chain, deadlines, what moves on, the retry budget, permits.
 
+pub mod adaptive;
 pub mod breaker;
 pub mod breakers;
 pub mod budget;
@@ -7,4 +8,5 @@ pub mod calls;
 pub mod deadlines;
 pub mod link;
 pub mod outcome;
+pub mod rate;
 pub mod verdict;
