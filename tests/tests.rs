@@ -66,5 +66,7 @@ mod storm;
 mod strict;
 // Layers, marks, lists, documents in step.
 mod tidy;
+// What an upstream is given: requests a minute, room, retries.
+mod upstream_limits;
 // Tokens and cost, by model, key, session and day.
 mod usage;

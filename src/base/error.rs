@@ -158,6 +158,8 @@ pub enum Kind {
     UpstreamMalformed,
     /// Everybody who could answer is left alone for now: their breakers are open, or they asked for it.
     UpstreamUnavailable,
+    /// `upstream.requests_per_minute` or `tokens_per_minute` of everybody who could answer.
+    UpstreamQuota,
     /// An event above `upstream.stream_line_max`.
     UpstreamLineTooLong,
     /// An error inside a stream.
@@ -245,6 +247,7 @@ impl Kind {
             Kind::UpstreamLineTooLong => ("upstream_line_too_long", 502, Upstream, Warn, true),
             Kind::UpstreamInBand => ("upstream_in_band", 502, Upstream, Warn, true),
             Kind::UpstreamStatus(status) => ("upstream_error", status, Upstream, Warn, true),
+            Kind::UpstreamQuota => ("upstream_quota", 503, Overload, Warn, true),
             Kind::UpstreamUnavailable => ("upstream_unavailable", 503, Upstream, Warn, true),
             Kind::UpstreamModelNotFound => ("upstream_model_not_found", 404, Upstream, Warn, false),
             Kind::UpstreamKeyRejected(status) => {

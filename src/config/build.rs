@@ -432,13 +432,17 @@ fn upstream(
         waiting_max: raw.waiting_max,
         breaker: raw.breaker.then(|| breaker(raw, place, report)),
         cooldown_max: raw.cooldown_max.0,
+        requests_per_minute: raw.requests_per_minute,
+        tokens_per_minute: raw.tokens_per_minute,
+        concurrency_adaptive: raw.concurrency_adaptive,
+        concurrency_min: raw.concurrency_min,
         num_ctx: raw.num_ctx,
         word_delay: raw.word_delay.unwrap_or_default().0,
     }
 }
 
-/// The settings of breakers, which `echo` has none of.
-const BREAKER_KEYS: [&str; 9] = [
+/// The settings of guards that `echo` has none of.
+const GUARD_KEYS: [&str; 13] = [
     "breaker_failure_percent",
     "breaker_calls_min",
     "breaker_failures_max",
@@ -448,6 +452,10 @@ const BREAKER_KEYS: [&str; 9] = [
     "breaker_open_time_max",
     "breaker_probes",
     "cooldown_max",
+    "requests_per_minute",
+    "tokens_per_minute",
+    "concurrency_adaptive",
+    "concurrency_min",
 ];
 
 fn breaker(raw: &RawUpstream, place: &str, report: &Report) -> Breaker {
@@ -477,7 +485,7 @@ fn breaker(raw: &RawUpstream, place: &str, report: &Report) -> Breaker {
 /// that are called.
 fn fits_kind(raw: &RawUpstream, kind: UpstreamKind, place: &str, report: &mut Report) {
     let known: Vec<&str> =
-        BREAKER_KEYS.into_iter().filter(|key| report.written(&join(place, key))).collect();
+        GUARD_KEYS.into_iter().filter(|key| report.written(&join(place, key))).collect();
     let written = |key: &str| known.contains(&key);
     let mut only = |key: &str, set: bool, fits: bool, whom: &str| {
         if set && !fits {
@@ -492,7 +500,7 @@ fn fits_kind(raw: &RawUpstream, kind: UpstreamKind, place: &str, report: &mut Re
     only("api_key_file", raw.api_key_file.is_some(), called, whom);
     only("ca_file", raw.ca_file.is_some(), called, whom);
     only("proxy", raw.proxy.is_some(), called, whom);
-    for key in BREAKER_KEYS {
+    for key in GUARD_KEYS {
         only(key, written(key), called, whom);
     }
     only("num_ctx", raw.num_ctx.is_some(), kind == UpstreamKind::Ollama, "ollama");

@@ -23,6 +23,7 @@ pub(super) fn judge(raw: &Raw, config: &Config, report: &mut Report) {
             address(upstream, &place, report);
             budgets(upstream, request, &place, report);
             breaker(upstream, &place, report);
+            concurrency(upstream, &place, report);
         }
     }
     for (index, (model, raw)) in config.models.iter().zip(&raw.model).enumerate() {
@@ -218,6 +219,20 @@ fn breaker(upstream: &Upstream, place: &str, report: &mut Report) {
     if breaker.slow_call.is_none() && report.written(&slow) {
         let remedy = "set breaker_slow_call too, or take it out";
         report.warn(&slow, "has no effect without breaker_slow_call", remedy);
+    }
+}
+
+/// The bounds of a concurrency that adapts itself.
+fn concurrency(upstream: &Upstream, place: &str, report: &mut Report) {
+    let (min, max) = (upstream.concurrency_min, upstream.concurrency_max);
+    let least = join(place, "concurrency_min");
+    if upstream.concurrency_adaptive && min > max && report.written(&least) {
+        let most = join(place, "concurrency_max");
+        let (place, text) = between((&least, min), "is above", (&most, max), report);
+        report.fault(place, text, "lower the least, or raise the most");
+    } else if !upstream.concurrency_adaptive && report.written(&least) {
+        let remedy = "set concurrency_adaptive = true, or take it out";
+        report.warn(&least, "has no effect without concurrency_adaptive", remedy);
     }
 }
 

@@ -629,6 +629,28 @@ pub struct RawUpstream {
     ))]
     pub cooldown_max: Span,
 
+    /// Requests that this upstream takes in a minute; a tenth of them at once. Those that come too early
+    /// wait as long as `server.waiting_timeout` allows. 0: no limit.
+    #[schemars(range(min = 0, max = 100_000_000), extend(
+        "x-at-limit" = "wait, then next in the chain, or 503 with Retry-After",
+    ))]
+    pub requests_per_minute: u64,
+
+    /// Tokens that this upstream takes in a minute, of prompts and answers, in the same way. They are
+    /// charged by the size of the prompt first, and by what the answer used at its end. 0: no limit.
+    #[schemars(range(min = 0, max = 1_000_000_000_000_u64), extend(
+        "x-at-limit" = "wait, then next in the chain, or 503 with Retry-After",
+    ))]
+    pub tokens_per_minute: u64,
+
+    /// Whether the number of exchanges at the same time is found out by how long the upstream takes
+    /// (gradient2): between `concurrency_min` and `concurrency_max`.
+    pub concurrency_adaptive: bool,
+
+    /// Exchanges at the same time that `concurrency_adaptive` always leaves.
+    #[schemars(range(min = 1, max = 65536))]
+    pub concurrency_min: usize,
+
     /// Ollama only: the context length to ask for when a request names none.
     #[schemars(range(min = 1, max = 16_777_216), extend(
         "x-default" = "what the model has",
@@ -675,6 +697,10 @@ impl Default for RawUpstream {
             breaker_open_time_max: Span::seconds(300),
             breaker_probes: 1,
             cooldown_max: Span::seconds(60),
+            requests_per_minute: 0,
+            tokens_per_minute: 0,
+            concurrency_adaptive: false,
+            concurrency_min: 4,
             num_ctx: None,
             word_delay: None,
         }

@@ -204,6 +204,13 @@ pub struct Upstream {
     pub breaker: Option<Breaker>,
     /// Longest `Retry-After` that is kept to.
     pub cooldown_max: Duration,
+    /// Zero: no limit.
+    pub requests_per_minute: u64,
+    /// Zero: no limit.
+    pub tokens_per_minute: u64,
+    /// `concurrency_max` is the most that it may find right by itself.
+    pub concurrency_adaptive: bool,
+    pub concurrency_min: usize,
     /// `num_ctx` sent to an Ollama upstream when the request names none.
     pub num_ctx: Option<u64>,
     /// `echo` only: pause before each word.

@@ -14,6 +14,7 @@ use crate::net::outbound::{Begin, Control, Outgoing, Watch};
 use crate::net::turn::ClientStream;
 use crate::upstream::deadlines::{Deadlines, Timeouts};
 use crate::upstream::link::Link;
+use crate::upstream::rate::Charge;
 use crate::upstream::verdict::{self, Verdict};
 
 use super::cached::Part;
@@ -75,6 +76,10 @@ pub struct Attempt<'a> {
     pub early_head: Duration,
     /// Ends the attempt from elsewhere.
     pub control: &'a Arc<Control>,
+    /// What was charged to the upstream's tokens a minute.
+    pub charge: &'a mut Option<Charge>,
+    /// It decides for all others whether the upstream is asked again.
+    pub probe: bool,
     /// What is noted of the request.
     pub record: &'a mut Record,
     /// Further fields of the answer's head (CORS).
@@ -130,8 +135,8 @@ impl Attempt<'_> {
         }
     }
 
-    /// Sends the request and waits for the head. A pooled connection that turns out to be stale is
-    /// replaced once, within the retry budget.
+    /// Sends the request and waits for the head. A pooled connection that turns out to be stale, or a
+    /// fresh one that fails, is replaced once, within the retry budget.
     fn open(
         &mut self,
         client: &mut ClientStream<'_>,
@@ -159,8 +164,10 @@ impl Attempt<'_> {
                 }
                 Err(error) => error,
             };
-            let stale = error.retry() == Retry::FreshConnection && !fresh;
-            if !(stale && self.link.may_retry()) {
+            // A probe costs its upstream one call and no more.
+            let unconnected = error.kind() == Kind::UpstreamConnect && !self.probe;
+            let again = error.retry() == Retry::FreshConnection || unconnected;
+            if fresh || !again || !self.link.may_retry() {
                 return Err(before_commit(error));
             }
             fresh = true;
@@ -466,6 +473,9 @@ impl Attempt<'_> {
     }
 
     fn usage(&mut self, usage: Usage) {
+        if let Some(charge) = self.charge {
+            charge.settle(usage.input.saturating_add(usage.output));
+        }
         self.record.usage(self.link, self.target, usage);
     }
 

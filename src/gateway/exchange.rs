@@ -6,14 +6,16 @@ use std::time::{Duration, Instant};
 use crate::base::clock;
 use crate::base::error::{Error, Kind, Phase, Result};
 use crate::base::metrics::Lease;
-use crate::base::permits::Permit;
+use crate::base::permits::{Permit, Permits};
 use crate::config::settings::Target;
 use crate::llm::{Ask, Fault, Kept, Reply, Route, Usage};
 use crate::net::http::{Request, Response};
 use crate::net::service::{GiveUp, Job, Step, Wait};
 use crate::net::turn::{ClientStream, Turn};
+use crate::upstream::adaptive::Timed;
 use crate::upstream::breakers::{Pass, Unavailable};
 use crate::upstream::calls::Call;
+use crate::upstream::rate::Charge;
 
 use super::attempt::{Attempt, End, fault_error};
 use super::cached::{self, Answer, Next, Origin, Part, Plan};
@@ -42,6 +44,10 @@ pub struct Exchange {
     permit: Option<Permit>,
     /// The breakers' word for the current link.
     pass: Option<Pass>,
+    /// What was charged to the current link's requests and tokens a minute.
+    charge: Option<Charge>,
+    /// Since when it waits as data.
+    waiting_since: Option<Instant>,
     /// An attempt that had this long had its fair part of the request's time.
     fair_after: Duration,
     waits_for: WaitsFor,
@@ -73,6 +79,8 @@ enum WaitsFor {
     Nothing,
     /// A permit of the current link's upstream.
     Upstream,
+    /// The moment that was reserved at the current link's upstream.
+    Moment,
     /// One of `server.exchanges_max`.
     Slot,
     /// The answer to the same request of another client.
@@ -128,6 +136,8 @@ impl Exchange {
                     at: 0,
                     permit: None,
                     pass: None,
+                    charge: None,
+                    waiting_since: None,
                     fair_after,
                     waits_for: WaitsFor::Nothing,
                     deadline: request.started + total,
@@ -217,8 +227,8 @@ impl Exchange {
                 let silence = clock::now() + self.early_head;
                 let deadline =
                     if self.ask.stream() { silence.min(self.deadline) } else { self.deadline };
-                self.waits_for = WaitsFor::Answer;
-                return Step::Wait(self, Wait { permits, deadline });
+                let wait = self.wait(WaitsFor::Answer, permits, deadline);
+                return Step::Wait(self, wait);
             }
             Next::Fail(error) => {
                 self.last_error = Some(error);
@@ -266,10 +276,9 @@ impl Exchange {
             Ready::Over => return self.failed(),
         }
         if !turn.begin_exchange() {
-            let permits = turn.exchange_permits();
             let deadline = self.wait_deadline(waiting);
-            self.waits_for = WaitsFor::Slot;
-            return Step::Wait(self, Wait { permits, deadline });
+            let wait = self.wait(WaitsFor::Slot, turn.exchange_permits(), deadline);
+            return Step::Wait(self, wait);
         }
         let mut client = turn.client();
         client.end_by(self.deadline);
@@ -312,9 +321,23 @@ impl Exchange {
                 match link.breakers.admit(&target.model, now) {
                     Ok(pass) => self.pass = Some(pass),
                     Err(unavailable) => {
-                        self.record.skipped(&link.settings.name, unavailable.why.as_str());
                         self.left_alone(unavailable);
-                        self.next();
+                        continue;
+                    }
+                }
+            }
+            if self.charge.is_none() {
+                let longest = if may_wait { self.patience_left(waiting) } else { Duration::ZERO };
+                match link.reserve(self.ask.estimate(), longest) {
+                    Ok((charge, moment)) => {
+                        self.charge = Some(charge);
+                        if let Some(moment) = moment {
+                            let permits = Arc::clone(link.rate.queue());
+                            return Ready::Wait(self.wait(WaitsFor::Moment, permits, moment));
+                        }
+                    }
+                    Err(unavailable) => {
+                        self.left_alone(unavailable);
                         continue;
                     }
                 }
@@ -328,8 +351,7 @@ impl Exchange {
             if may_wait {
                 let permits = Arc::clone(&link.permits);
                 let deadline = self.wait_deadline(waiting);
-                self.waits_for = WaitsFor::Upstream;
-                return Ready::Wait(Wait { permits, deadline });
+                return Ready::Wait(self.wait(WaitsFor::Upstream, permits, deadline));
             }
             self.busy();
         }
@@ -340,11 +362,41 @@ impl Exchange {
     fn next(&mut self) {
         self.at += 1;
         self.pass = None;
+        self.charge = None;
         self.permit = None;
     }
 
-    /// Of the links that may not be asked, the one that may be first is told.
+    /// Waits as data.
+    fn wait(&mut self, what: WaitsFor, permits: Arc<Permits>, deadline: Instant) -> Wait {
+        self.waits_for = what;
+        self.waiting_since = Some(clock::now());
+        Wait { permits, deadline }
+    }
+
+    /// The wait is over, one way or the other.
+    fn waited(&mut self) -> WaitsFor {
+        let what = std::mem::replace(&mut self.waits_for, WaitsFor::Nothing);
+        if let Some(since) = self.waiting_since.take() {
+            let time = clock::now().saturating_duration_since(since);
+            let histogram = match what {
+                WaitsFor::Slot => &self.record.metrics().wait_slot,
+                WaitsFor::Answer => &self.record.metrics().wait_answer,
+                WaitsFor::Moment => &self.record.metrics().wait_quota,
+                WaitsFor::Upstream | WaitsFor::Nothing => &self.record.metrics().wait_upstream,
+            };
+            histogram.observe(time);
+            self.record.waited(time);
+        }
+        what
+    }
+
+    /// The current link may not be asked: on to the next. Of all such, the one that may be asked
+    /// first is told.
     fn left_alone(&mut self, unavailable: Unavailable) {
+        if let Some((link, _)) = self.chain.get(self.at) {
+            self.record.skipped(&link.settings.name, unavailable.why.as_str());
+        }
+        self.next();
         let sooner = |have: &Unavailable| match (unavailable.until, have.until) {
             (Some(this), Some(that)) => this < that,
             (this, that) => this.is_some() || that.is_none(),
@@ -352,6 +404,11 @@ impl Exchange {
         if self.unavailable.as_ref().is_none_or(sooner) {
             self.unavailable = Some(unavailable);
         }
+    }
+
+    /// How much longer it may wait.
+    fn patience_left(&self, waiting_timeout: Duration) -> Duration {
+        self.deadline.saturating_duration_since(clock::now()).min(waiting_timeout)
     }
 
     fn wait_deadline(&self, waiting_timeout: Duration) -> Instant {
@@ -375,6 +432,9 @@ impl Exchange {
             pass.begins(clock::now());
         }
         self.record.asking(self.ask.prompt_estimate());
+        if let Some(charge) = &mut self.charge {
+            charge.used();
+        }
         let attempt = Attempt {
             ask: &self.ask,
             reply: &mut self.reply,
@@ -384,6 +444,8 @@ impl Exchange {
             links_left,
             early_head: self.early_head,
             control: self.call.control(),
+            charge: &mut self.charge,
+            probe: self.pass.as_ref().is_some_and(Pass::is_probe),
             record: &mut self.record,
             fields: &self.fields,
             last_sent: &mut self.last_sent,
@@ -488,7 +550,9 @@ impl Exchange {
         // A stop is nothing that the chain said: a client may well try again.
         let mut response = match error.kind() {
             // And of what was left alone nothing was tried: after `Retry-After` it will be.
-            Kind::Draining | Kind::UpstreamUnavailable => errors::response(error, self.path),
+            Kind::Draining | Kind::UpstreamUnavailable | Kind::UpstreamQuota => {
+                errors::response(error, self.path)
+            }
             _ => errors::after_the_chain(error, self.path),
         };
         for (name, value) in std::mem::take(&mut self.fields) {
@@ -524,6 +588,9 @@ impl Exchange {
         if let Some((link, target)) = self.chain.get(self.at) {
             self.record.usage(link, target, usage);
         }
+        if let Some(charge) = &mut self.charge {
+            charge.settle(usage.input.saturating_add(usage.output));
+        }
     }
 
     /// The longest event of the stream had so many bytes.
@@ -543,24 +610,24 @@ impl Exchange {
 
     /// The current link's attempt ended well.
     pub(super) fn answered(&mut self) {
-        if let Some((link, _)) = self.chain.get(self.at) {
-            link.counts.answered();
+        if let Some(charge) = &mut self.charge {
+            charge.keep();
         }
-        if let Some(pass) = self.pass.take() {
-            pass.answered(clock::now());
+        let timed = if self.ask.stream() { Timed::FirstContent } else { Timed::Whole };
+        if let Some((link, _)) = self.chain.get(self.at)
+            && let Some(pass) = self.pass.take()
+        {
+            link.answered(pass, timed);
         }
     }
 
     /// The current link's attempt ended with an error.
     fn attempt_failed(&mut self, error: &Error) {
-        if let Some((link, _)) = self.chain.get(self.at) {
-            link.counts.failed(error.row().code);
+        if let Some((link, _)) = self.chain.get(self.at)
+            && let Some(pass) = self.pass.take()
+        {
+            link.failed(pass, error, self.fair_after);
             self.record.attempt_failed(&link.settings.name, error);
-        }
-        if let Some(pass) = self.pass.take() {
-            let now = clock::now();
-            let fair = now.saturating_duration_since(pass.begun()) >= self.fair_after;
-            pass.failed(error, fair, now);
         }
     }
 
@@ -603,7 +670,7 @@ impl Job for Exchange {
         if self.pass.as_ref().is_some_and(|pass| !pass.is_probe()) {
             self.pass = None;
         }
-        match (std::mem::replace(&mut self.waits_for, WaitsFor::Nothing), permit) {
+        match (self.waited(), permit) {
             (WaitsFor::Answer, permit) => {
                 let next = self.cached.landed(permit);
                 return self.follow_up(next, turn);
@@ -615,22 +682,26 @@ impl Job for Exchange {
     }
 
     fn give_up(mut self: Box<Self>, error: Error) -> GiveUp {
-        let upstream_busy = self.waits_for == WaitsFor::Upstream
-            && matches!(error.kind(), Kind::WaitingFull | Kind::WaitingTimeout);
-        if upstream_busy {
-            self.busy();
-            self.waits_for = WaitsFor::Nothing;
-            if self.at < self.chain.len() && clock::now() < self.deadline {
-                self.noted(error);
-                return GiveUp::GoOn(self);
-            }
-        }
         // Who waited for another one's answer can still ask, while there is time.
         if self.waits_for == WaitsFor::Answer
             && error.kind() == Kind::WaitingTimeout
             && clock::now() < self.deadline
         {
             return GiveUp::GoOn(self);
+        }
+        let what = self.waited();
+        if what == WaitsFor::Moment && error.kind() == Kind::WaitingTimeout {
+            // The moment has come; there was nothing else to wait for.
+            return GiveUp::GoOn(self);
+        }
+        let upstream_busy = matches!(what, WaitsFor::Upstream | WaitsFor::Moment)
+            && matches!(error.kind(), Kind::WaitingFull | Kind::WaitingTimeout);
+        if upstream_busy {
+            self.busy();
+            if self.at < self.chain.len() && clock::now() < self.deadline {
+                self.noted(error);
+                return GiveUp::GoOn(self);
+            }
         }
         let error = match upstream_busy {
             // Links before this one may have said what is wrong.

@@ -19,6 +19,14 @@ pub struct Metrics {
     pub fallbacks: Arc<Counter>,
     /// Keep-alive events sent because nothing else could be.
     pub keep_alives: Arc<Counter>,
+    /// Time that requests waited as data for an upstream's permit.
+    pub wait_upstream: Arc<Histogram>,
+    /// For a moment within an upstream's requests or tokens a minute.
+    pub wait_quota: Arc<Histogram>,
+    /// For the answer to the same request of another client.
+    pub wait_answer: Arc<Histogram>,
+    /// For one of `server.exchanges_max`.
+    pub wait_slot: Arc<Histogram>,
     /// By row of the route table; the last one is for everything else.
     routes: Vec<RouteMetrics>,
 }
@@ -48,7 +56,15 @@ impl Metrics {
             ),
             seconds: registry.histogram(SECONDS.0, SECONDS.1, &[("route", pattern)]),
         };
+        let waits = |what| {
+            let help = "Time that requests waited as data, by what for.";
+            registry.histogram("tidegate_wait_seconds", help, &[("for", what)])
+        };
         Arc::new(Metrics {
+            wait_upstream: waits("upstream"),
+            wait_quota: waits("quota"),
+            wait_answer: waits("answer"),
+            wait_slot: waits("slot"),
             first_token: registry.histogram(
                 "tidegate_first_token_seconds",
                 "Time from a request's first byte to the first content of its stream.",

@@ -47,6 +47,7 @@ pub struct Record {
     failed: Vec<(Box<str>, &'static str)>,
     answered_by: Option<Maker>,
     first_token: Option<Duration>,
+    waited: Option<Duration>,
     tokens: Option<Tokens>,
     bill: Option<Bill>,
     account: Option<Account>,
@@ -86,6 +87,7 @@ impl Record {
             failed: Vec::new(),
             answered_by: None,
             first_token: None,
+            waited: None,
             tokens: None,
             bill: None,
             account: None,
@@ -144,6 +146,11 @@ impl Record {
     /// A link of the chain was not tried.
     pub fn skipped(&mut self, upstream: &str, why: &'static str) {
         self.failed.push((upstream.into(), why));
+    }
+
+    /// It waited as data: for room, or for a moment.
+    pub fn waited(&mut self, time: Duration) {
+        *self.waited.get_or_insert_default() += time;
     }
 
     /// This upstream and model is what the client hears.
@@ -282,6 +289,7 @@ impl Record {
             answered_by: self.answered_by.as_ref().map(|(upstream, model)| (&**upstream, &**model)),
             failed: &failed,
             first_token: self.first_token,
+            waited: self.waited,
             total,
             bytes_in: self.bytes_in,
             bytes_out,

@@ -69,6 +69,8 @@ pub struct AccessLine<'a> {
     pub failed: &'a [FailedAttempt<'a>],
     /// From the first byte of the request to the first content of the answer.
     pub first_token: Option<Duration>,
+    /// How long it waited for room: for an upstream's permit or moment, or to run at all.
+    pub waited: Option<Duration>,
     /// From the first byte of the request to the last of the answer.
     pub total: Duration,
     /// Bytes of the request's body.
@@ -160,6 +162,9 @@ impl Source for Fields<'_> {
         if let Some(first_token) = line.first_token {
             put("first_token_ms", ms(first_token).into())?;
         }
+        if let Some(waited) = line.waited {
+            put("waited_ms", ms(waited).into())?;
+        }
         put("total_ms", ms(line.total).into())?;
         put("bytes_in", line.bytes_in.into())?;
         put("bytes_out", line.bytes_out.into())?;
@@ -216,6 +221,7 @@ mod tests {
             answered_by: None,
             failed: &[],
             first_token: None,
+            waited: None,
             total: Duration::from_micros(31),
             bytes_in: 0,
             bytes_out: 17,

@@ -131,6 +131,8 @@ pub enum Why {
     CoolingDown,
     /// A person decided so.
     Forced,
+    /// Not the breaker, but `requests_per_minute` or `tokens_per_minute`.
+    Quota,
 }
 
 impl Why {
@@ -140,6 +142,7 @@ impl Why {
             Why::Open | Why::Probing => "open",
             Why::CoolingDown => "cooling_down",
             Why::Forced => "forced_open",
+            Why::Quota => "quota",
         }
     }
 }

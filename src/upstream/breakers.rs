@@ -329,7 +329,7 @@ impl Breakers {
             let reason = match refused.why {
                 Why::Open | Why::Probing => 0,
                 Why::CoolingDown => 1,
-                Why::Forced => 2,
+                Why::Forced | Why::Quota => 2,
             };
             self.skipped[reason].inc();
             return Err(refused);

@@ -1,4 +1,5 @@
-//! The retry budget: how many requests may be sent again because their pooled connection was stale.
+//! The retry budget: how many requests may be sent again because their pooled connection was stale,
+//! or a fresh one failed.
 //!
 //! Retries are at most a fifth of the requests of the last ten seconds, and at least three in that
 //! time (Finagle's and Envoy's numbers, `reliability.md` section 13). Pure: it is told the time.
@@ -40,13 +41,19 @@ impl RetryBudget {
     /// Takes a retry from the budget; false when there is none left.
     pub fn try_retry(&mut self, now: Instant) -> bool {
         let bucket = self.turn_to(now);
-        let sum = |buckets: &[u32]| buckets.iter().fold(0_u32, |a, b| a.saturating_add(*b));
-        let allowed = RETRIES_MIN.max(sum(&self.requests) / REQUESTS_PER_RETRY);
-        let within = sum(&self.retries) < allowed;
+        let within = self.left(now) > 0;
         if within {
             self.retries[bucket] += 1;
         }
         within
+    }
+
+    /// Retries that are left.
+    pub fn left(&mut self, now: Instant) -> u32 {
+        self.turn_to(now);
+        let sum = |buckets: &[u32]| buckets.iter().fold(0_u32, |a, b| a.saturating_add(*b));
+        let allowed = RETRIES_MIN.max(sum(&self.requests) / REQUESTS_PER_RETRY);
+        allowed.saturating_sub(sum(&self.retries))
     }
 
     /// Empties the buckets that have left the window; gives the one of `now`.
@@ -86,6 +93,7 @@ mod tests {
         let start = clock::now();
         let mut budget = RetryBudget::new(start);
         assert!((0..3).all(|_| budget.try_retry(start)));
+        assert_eq!(budget.left(start), 0);
         assert!(!budget.try_retry(start + Duration::from_secs(9)));
         assert!(budget.try_retry(start + WINDOW));
     }

@@ -5,19 +5,23 @@ use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::{Duration, Instant};
 
 use crate::base::clock;
-use crate::base::error::{Kind, Result};
+use crate::base::error::{Error, Kind, Result};
 use crate::base::events::Events;
 use crate::base::lock::{Locked, Rank};
-use crate::base::metrics::{Counter, Limit, Registry, Unit};
+use crate::base::metrics::{Counter, Gauge, Limit, Registry, Unit};
 use crate::base::permits::Permits;
 use crate::config::settings::{BaseUrl, Breaker, Secret, Upstream, UpstreamKind};
 use crate::net::outbound::{Origin, Pool, ProxyAddr, Resolver};
 
+use super::adaptive::{Adaptive, Timed};
 use super::breaker::Rules;
-use super::breakers::{Breakers, View};
+use super::breakers::{Breakers, Pass, Unavailable, View};
 use super::budget::RetryBudget;
+use super::outcome;
+use super::rate::{Charge, Rate};
 
 /// One upstream's settings, with what outlives them.
 pub struct Link {
@@ -31,10 +35,16 @@ pub struct Link {
     pub authorization: Option<Secret>,
     /// Its circuit breakers.
     pub breakers: Arc<Breakers>,
+    /// Its requests and tokens a minute.
+    pub rate: Arc<Rate>,
     /// What is counted of it.
     pub counts: Counts,
+    /// `upstream.concurrency_adaptive`.
+    adaptive: Arc<Locked<Option<Adaptive>>>,
     budget: Arc<Locked<RetryBudget>>,
     retries: Arc<Counter>,
+    retries_refused: Arc<Counter>,
+    retries_left: Arc<Gauge>,
 }
 
 /// What is counted of an upstream. The counters of every request are looked up once.
@@ -170,11 +180,86 @@ impl Link {
     /// Takes one retry from the budget, when it has one.
     pub fn may_retry(&self) -> bool {
         let now = clock::now();
-        let may = self.budget.with(|budget| budget.try_retry(now));
+        let (may, left) = self.budget.with(|budget| (budget.try_retry(now), budget.left(now)));
+        self.retries_left.set(u64::from(left));
         if may {
-            self.retries.inc();
+            self.retries.inc()
+        } else {
+            self.retries_refused.inc()
         }
         may
+    }
+
+    /// Reserves a request of about so many tokens, to be made at most `longest` from now; with it
+    /// comes its moment when that is later than now.
+    ///
+    /// # Errors
+    /// When there is no room before.
+    pub fn reserve(
+        &self,
+        tokens: u64,
+        longest: Duration,
+    ) -> std::result::Result<(Charge, Option<Instant>), Unavailable> {
+        let Upstream { name, requests_per_minute, tokens_per_minute, .. } = &*self.settings;
+        if *requests_per_minute == 0 && *tokens_per_minute == 0 {
+            return Ok((Charge::free(), None));
+        }
+        let reserved = self.rate.reserve(tokens, clock::now(), longest);
+        reserved.map_err(|when| Unavailable::over_quota(name, when))
+    }
+
+    /// An attempt ended well.
+    pub fn answered(&self, pass: Pass, timed: Timed) {
+        self.counts.answered();
+        let now = clock::now();
+        let in_flight = self.permits.held();
+        self.adapt(|adaptive| adaptive.answered(timed, pass.latency(now), in_flight, now));
+        pass.answered(now);
+    }
+
+    /// An attempt failed. When the time that ran out is the request's own, it counts only if the
+    /// attempt had `fair_after` of it.
+    pub fn failed(&self, pass: Pass, error: &Error, fair_after: Duration) {
+        self.counts.failed(error.row().code);
+        let now = clock::now();
+        let fair = now.saturating_duration_since(pass.begun()) >= fair_after;
+        if outcome::overloaded(error, fair) {
+            self.adapt(|adaptive| adaptive.overloaded(now));
+        }
+        pass.failed(error, fair, now);
+    }
+
+    fn adapt(&self, step: impl FnOnce(&mut Adaptive) -> Option<u64>) {
+        if self.settings.concurrency_adaptive
+            && let Some(limit) = self.adaptive.with(|adaptive| adaptive.as_mut().and_then(step))
+        {
+            self.permits.set_max(limit);
+        }
+    }
+
+    /// Puts its settings in force.
+    fn adopt(&self) {
+        let now = clock::now();
+        let settings = &self.settings;
+        let (min, max) = (settings.concurrency_min, settings.concurrency_max);
+        let limit = self.adaptive.with(|adaptive| {
+            if !settings.concurrency_adaptive {
+                *adaptive = None;
+                return max as u64;
+            }
+            let adaptive = adaptive.get_or_insert_with(|| Adaptive::new(min, max, now));
+            adaptive.set_bounds(min, max);
+            adaptive.limit()
+        });
+        self.permits.waiting().set_max(settings.waiting_max as u64);
+        self.permits.set_max(limit);
+        self.counts.line.set_max(settings.stream_line_max as u64);
+        self.counts.answer.set_max(settings.answer_max as u64);
+        self.breakers.reconfigure(rules(settings), settings.cooldown_max, now);
+        self.rate.reconfigure(settings.requests_per_minute, settings.tokens_per_minute);
+        if let Some(pool) = &self.pool {
+            pool.show_max();
+        }
     }
 }
 
@@ -218,15 +303,7 @@ impl Links {
     /// Makes these the links there are, with their bounds, now that nothing can fail any more.
     pub fn adopt(&self, links: &HashMap<String, Arc<Link>>) {
         for link in links.values() {
-            link.permits.waiting().set_max(link.settings.waiting_max as u64);
-            link.permits.set_max(link.settings.concurrency_max as u64);
-            link.counts.line.set_max(link.settings.stream_line_max as u64);
-            link.counts.answer.set_max(link.settings.answer_max as u64);
-            if let Some(pool) = &link.pool {
-                pool.show_max();
-            }
-            let settings = &link.settings;
-            link.breakers.reconfigure(rules(settings), settings.cooldown_max, clock::now());
+            link.adopt();
         }
         let replaced = self.known.with(|known| std::mem::replace(known, links.clone()));
         // Closes connections of links that are gone, outside the lock.
@@ -242,6 +319,8 @@ impl Links {
                 pool.sweep(now);
             }
             link.breakers.sweep(now);
+            let left = link.budget.with(|budget| budget.left(now));
+            link.retries_left.set(u64::from(left));
         }
     }
 
@@ -283,9 +362,23 @@ impl Links {
             },
             |old| Arc::clone(&old.breakers),
         );
-        let retries = self.registry.counter(
+        let rate = old.map_or_else(|| Rate::new(name, &self.registry), |old| Arc::clone(&old.rate));
+        let adaptive = old.map_or_else(
+            || Arc::new(Locked::new(Rank::Guard, None)),
+            |old| Arc::clone(&old.adaptive),
+        );
+        let counter = |metric, help| self.registry.counter(metric, help, &[("upstream", name)]);
+        let retries = counter(
             "tidegate_upstream_retries_total",
-            "Requests sent again on a fresh connection because the pooled one was stale.",
+            "Requests sent again, because a pooled connection was stale or a fresh one failed.",
+        );
+        let retries_refused = counter(
+            "tidegate_upstream_retries_refused_total",
+            "Requests that were not sent again because the retry budget was used up.",
+        );
+        let retries_left = self.registry.gauge(
+            "tidegate_upstream_retries_left",
+            "Retries that the retry budget has left.",
             &[("upstream", name)],
         );
         let bearer = |key: &Secret| Secret::new(format!("Bearer {}", key.expose()));
@@ -295,9 +388,13 @@ impl Links {
             pool,
             authorization: settings.key.as_ref().map(bearer),
             breakers,
+            rate,
+            adaptive,
             counts: Counts::new(&self.registry, settings),
             budget,
             retries,
+            retries_refused,
+            retries_left,
         })
     }
 

@@ -49,6 +49,17 @@ pub fn of_error(error: &Error, fair: bool) -> Outcome {
     }
 }
 
+/// Whether the upstream has more to do than it can.
+pub fn overloaded(error: &Error, fair: bool) -> bool {
+    match error.kind() {
+        Kind::UpstreamRateLimited | Kind::UpstreamStatus(503) => true,
+        Kind::UpstreamTimeout(_) | Kind::RequestTotalTimeout => {
+            of_error(error, fair) == Outcome::Failed
+        }
+        _ => false,
+    }
+}
+
 /// How long the upstream asks to be left alone (`Retry-After` of 429 and 503), at most `max`.
 pub fn cool_down(error: &Error, max: Duration) -> Option<Duration> {
     match error.kind() {

@@ -59,11 +59,20 @@ pub struct Unavailable {
 }
 
 impl Unavailable {
+    /// One whose own limits leave no room before `until`.
+    pub fn over_quota(upstream: &str, until: Instant) -> Self {
+        let upstream = upstream.to_owned();
+        Unavailable { why: Why::Quota, until: Some(until), upstream, cause: None }
+    }
+
     /// The error of a chain whose links may all not be asked.
     pub fn error(&self, now: Instant) -> Error {
         let wait = self.until.map(|until| until.saturating_duration_since(now));
         let mut text = format!("upstream {} is left alone", self.upstream);
         match self.why {
+            Why::Quota => {
+                text.push_str(": its requests_per_minute or tokens_per_minute is used up");
+            }
             Why::Forced => text.push_str(" until its breaker is closed by hand"),
             Why::CoolingDown => text.push_str(", as it asked for"),
             Why::Open | Why::Probing => text.push_str(" because it failed"),
@@ -76,6 +85,10 @@ impl Unavailable {
         if let Some(wait) = wait {
             let _ = write!(text, "; try again in {} s", wait.as_secs().max(1));
         }
-        Error::new(Kind::UpstreamUnavailable, text).retry_after(wait)
+        let kind = match self.why {
+            Why::Quota => Kind::UpstreamQuota,
+            _ => Kind::UpstreamUnavailable,
+        };
+        Error::new(kind, text).retry_after(wait)
     }
 }
