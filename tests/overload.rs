@@ -268,3 +268,45 @@ fn descriptors_that_run_short_degrade_it_until_they_are_free_again() {
     assert_eventually!(level(&daemon) == NORMAL, "{} of 96", daemon.process().fds());
     assert_eq!(daemon.ask(ask::chat(Dialect::OpenAi, "u/x", "hi", true)).status(), 200);
 }
+
+#[test]
+fn clients_that_announce_much_and_send_little_do_not_keep_others_out() {
+    const HOLDERS: usize = 8;
+    let sandbox = Sandbox::new();
+    let conf = Conf::new().server("body_max = \"1MiB\"\nbodies_total_max = \"1MiB\"");
+    let daemon = Daemon::start(&sandbox, &conf);
+    let honest = chat(&"word ".repeat(60_000), false);
+    let head = "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n\
+                Content-Type: application/json\r\nContent-Length: 1048576\r\n\r\n";
+    let mut holders: Vec<Wire> = (0..HOLDERS).map(|_| daemon.connect()).collect();
+    for wire in &mut holders {
+        wire.send(head);
+        wire.send([b' '; 100]);
+    }
+    assert_eventually!(daemon.limit_now("server.bodies_total_max") > 0);
+    // What they announce is no loss to anybody.
+    assert_eq!(daemon.ask(&honest).status(), 200);
+    // What they send is, until it shows that no more comes of it.
+    for wire in &mut holders {
+        wire.send([b' '; 90_000]);
+    }
+    assert_eventually!(daemon.limit_now("server.bodies_total_max") == 1 << 20);
+    assert_eventually!(daemon.ask(&honest).status() == 200);
+    let cut = daemon.metrics().sum("tidegate_bodies_cut_total", &[]).unwrap() as usize;
+    assert!((1..=HOLDERS).contains(&cut), "{cut}");
+    // Those that were not in the way are still waited for.
+    let told = holders.iter_mut().filter_map(|wire| {
+        wire.socket().set_nonblocking(true).unwrap();
+        let answered = wire.socket().peek(&mut [0; 1]).is_ok();
+        wire.socket().set_nonblocking(false).unwrap();
+        answered.then(|| wire.answer().unwrap())
+    });
+    let told: Vec<Answer> = told.collect();
+    assert_eq!(told.len(), cut);
+    for answer in told {
+        assert_eq!((answer.status(), answer.code()), (503, "bodies_full".to_owned()));
+        assert!(answer.header("retry-after").is_some());
+    }
+    drop(holders);
+    assert_eventually!(daemon.limit_now("server.bodies_total_max") == 0);
+}

@@ -136,6 +136,11 @@ impl Limit {
         }
     }
 
+    /// A lease of nothing, to grow: it is given also when a lowered limit is passed.
+    pub fn nothing(self: &Arc<Self>) -> Lease {
+        Lease { limit: Arc::clone(self), amount: 0 }
+    }
+
     /// For containers that know their own size: says what it is now.
     pub fn set_now(&self, now: u64) {
         self.now.store(now, Relaxed);

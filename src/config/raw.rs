@@ -159,7 +159,9 @@ pub struct RawServer {
     #[schemars(extend("x-min" = "1KiB", "x-max" = "1GiB", "x-at-limit" = "413"))]
     pub body_max: Size,
 
-    /// The bodies of all requests that are held at the same time.
+    /// The bodies of all requests that are held at the same time. A body counts as it comes, not by
+    /// what it announces; at the limit the slowest one makes room, when it comes slower than 64 KiB
+    /// a second.
     #[schemars(extend("x-min" = "1KiB", "x-max" = "64GiB", "x-at-limit" = "503 with Retry-After"))]
     pub bodies_total_max: Size,
 

@@ -66,6 +66,7 @@ pub struct Shared {
     pub(super) accept_errors: Arc<Counter>,
     pub(super) evicted: Arc<Counter>,
     pub(super) stalled: Arc<Counter>,
+    pub(super) bodies_cut: Arc<Counter>,
     pub(super) answers_cut: Arc<Counter>,
     pub(super) panics: Arc<Counter>,
     pumps: Vec<Arc<PumpInbox>>,
@@ -343,6 +344,10 @@ fn shared(
         answers_cut: counter(
             "tidegate_answers_cut_total",
             "Answers cut because clients held server.answers_total_max of unsent bytes.",
+        ),
+        bodies_cut: counter(
+            "tidegate_bodies_cut_total",
+            "Bodies refused while they came, to make room: they came slower than others.",
         ),
         panics: counter("tidegate_panics_total", "Panics in handlers; each was answered with 500."),
         settings: ArcSwap::from_pointee(settings),

@@ -17,11 +17,18 @@ use crate::base::error::{Error, Kind};
 use crate::base::id::RequestId;
 use crate::base::metrics::{Lease, Limit};
 
-/// Budget is taken in steps of this many bytes while a chunked body grows.
-const CHUNKED_BUDGET_STEP: u64 = 64 * 1024;
+/// The first step of a body's budget and of its memory, however long it claims to be: both follow
+/// bytes that came. Further steps double what a body of known length has; a chunked one gets as much
+/// again.
+const BODY_STEP: u64 = 64 * 1024;
 
-/// First allocation for a body, however long it claims to be: memory follows bytes that came.
-const BODY_FIRST_BYTES: usize = 64 * 1024;
+/// How long a body's rate is watched before it is believed.
+const RATE_WINDOW: Duration = Duration::from_secs(2);
+
+/// When memory for bodies is short, one that comes slower than this, in bytes per second, makes room
+/// for others. A body of 32 MiB that comes so slowly does not arrive within
+/// `server.body_timeout` anyway.
+const BODY_SLOW_RATE: f64 = 64.0 * 1024.0;
 
 /// What the intake needs to know of the engine.
 pub struct Env<'a> {
@@ -43,6 +50,9 @@ pub enum Advance {
     More,
     /// The client waits for `100 Continue` before it sends the body; say it, then go on.
     Continue,
+    /// The total body budget has no room for the next step of this body. Nothing is lost: go on when
+    /// there is some, or refuse with [`Intake::no_room`].
+    NoRoom,
     /// A whole request.
     Ready(Box<Request>),
     /// Not this request: answer, and close the connection.
@@ -76,6 +86,26 @@ struct Partial {
     body: Vec<u8>,
     budget: Lease,
     since: Instant,
+    /// The client waits for `100 Continue`.
+    waits: bool,
+    pace: Pace,
+}
+
+/// How fast a body comes. Two marks, a window apart, so that a rate is always that of the last one
+/// or two windows.
+struct Pace {
+    /// When the last bytes were seen to have come, and how many there were then.
+    moved: Instant,
+    came: usize,
+    earlier: (Instant, usize),
+    later: (Instant, usize),
+}
+
+/// What came of a body's bytes.
+enum Took {
+    All,
+    Some,
+    NoRoom,
 }
 
 impl Intake {
@@ -116,7 +146,7 @@ impl Intake {
                     env.sizes.head(&head, used);
                     match self.admitted(head, env, started, now) {
                         Ok(None) => {}
-                        Ok(Some(advance)) => return advance,
+                        Ok(Some(request)) => return Advance::Ready(request),
                         Err(mut refusal) => {
                             if let Some((length, keep_alive)) = body
                                 && spares(refusal.response.status)
@@ -134,7 +164,7 @@ impl Intake {
                 }
             }
         }
-        self.take_body(input, env)
+        self.take_body(input, env, now)
     }
 
     /// The deadline ran out.
@@ -150,13 +180,44 @@ impl Intake {
         self.refuse(&error, env)
     }
 
+    /// There is no room for the rest of the body, and none was made.
+    pub fn no_room(&mut self, env: &Env<'_>) -> Box<Refusal> {
+        let context = "no memory is left for request bodies now; try again shortly";
+        self.refuse(&Error::new(Kind::BodiesFull, context), env)
+    }
+
+    /// The body makes room for others.
+    pub fn give_way(&mut self, env: &Env<'_>) -> Box<Refusal> {
+        let context = "memory for request bodies is short and this one came too slowly; \
+                       try again shortly, and send it faster";
+        self.refuse(&Error::new(Kind::BodiesFull, context), env)
+    }
+
+    /// The rate of a body that comes slowly, in bytes per second; none for others, and for one that
+    /// has been coming for a moment only.
+    pub fn slow_rate(&self, now: Instant) -> Option<f64> {
+        let partial = self.body.as_ref()?;
+        let age = |since: Instant| now.saturating_duration_since(since);
+        let (since, bytes) = partial.pace.earlier;
+        if age(since) < RATE_WINDOW {
+            return None;
+        }
+        if age(partial.pace.moved) >= RATE_WINDOW {
+            return Some(0.0);
+        }
+        let came = partial.body.len().saturating_sub(bytes);
+        let rate = came as f64 / age(since).as_secs_f64();
+        (rate < BODY_SLOW_RATE).then_some(rate)
+    }
+
     /// Where the next bytes can be read to without another copy, and how many at most: the body of
-    /// exact length that is on its way.
+    /// exact length that is on its way, as far as its budget goes.
     pub fn body_space(&mut self) -> Option<(&mut Vec<u8>, usize)> {
         let partial = self.body.as_mut()?;
-        let BodyLength::Exact(length) = partial.head.body else { return None };
-        let left = usize::try_from(length).ok()?.checked_sub(partial.body.len())?;
-        Some((&mut partial.body, left))
+        let BodyLength::Exact(_) = partial.head.body else { return None };
+        let room = partial.room();
+        // Without room `advance` says so; a read of nothing would look like the end.
+        (room > 0).then_some((&mut partial.body, room))
     }
 
     fn admitted(
@@ -165,7 +226,7 @@ impl Intake {
         env: &Env<'_>,
         started: Instant,
         now: Instant,
-    ) -> Result<Option<Advance>, Box<Refusal>> {
+    ) -> Result<Option<Box<Request>>, Box<Refusal>> {
         let id = head.headers.get("x-request-id").and_then(RequestId::from_client);
         let id = id.unwrap_or_else(RequestId::generate);
         let refuse = |response: Response, id: RequestId| {
@@ -189,45 +250,50 @@ impl Intake {
             let drain = drain(&head, admission.body_max);
             Box::new(Refusal { drain, ..*refuse(response, id.clone()) })
         };
-        let reserve = match head.body {
-            BodyLength::None | BodyLength::UntilClose => 0,
-            BodyLength::Exact(length) if length > admission.body_max => {
-                env.sizes.refused(Kind::BodyTooLarge, 0);
-                return Err(failed(Kind::BodyTooLarge, too_large(admission.body_max)));
-            }
-            BodyLength::Exact(length) => length,
-            BodyLength::Chunked => CHUNKED_BUDGET_STEP.min(admission.body_max),
+        let too_long = match head.body {
+            BodyLength::Exact(length) => length > admission.body_max,
+            BodyLength::None | BodyLength::UntilClose | BodyLength::Chunked => false,
         };
-        let Some(budget) = env.bodies.try_take(reserve) else {
-            let context = "no memory is left for request bodies now; try again shortly";
-            return Err(failed(Kind::BodiesFull, context.to_owned()));
-        };
-        if reserve == 0 && head.body != BodyLength::Chunked {
+        if too_long {
+            env.sizes.refused(Kind::BodyTooLarge, 0);
+            return Err(failed(Kind::BodyTooLarge, too_large(admission.body_max)));
+        }
+        let budget = env.bodies.nothing();
+        if matches!(head.body, BodyLength::None | BodyLength::UntilClose | BodyLength::Exact(0)) {
             self.started = None;
             let peer = env.peer;
             let (route, key) = (admission.route, admission.key);
             let request = Request { id, head, body: Vec::new(), budget, route, key, peer, started };
-            return Ok(Some(Advance::Ready(Box::new(request))));
+            return Ok(Some(Box::new(request)));
         }
-        let expects_continue = head.expects_continue;
-        let first = usize::try_from(reserve).unwrap_or(usize::MAX).min(BODY_FIRST_BYTES);
-        let decoder = BodyDecoder::new(head.body);
-        let body = Vec::with_capacity(first);
         self.started = Some(started);
-        self.body =
-            Some(Box::new(Partial { id, head, admission, decoder, body, budget, since: now }));
-        Ok(expects_continue.then_some(Advance::Continue))
+        self.body = Some(Box::new(Partial {
+            waits: head.expects_continue,
+            decoder: BodyDecoder::new(head.body),
+            body: Vec::new(),
+            since: now,
+            pace: Pace { moved: now, came: 0, earlier: (now, 0), later: (now, 0) },
+            id,
+            head,
+            admission,
+            budget,
+        }));
+        Ok(None)
     }
 
-    fn take_body(&mut self, input: &mut InputBuffer, env: &Env<'_>) -> Advance {
+    fn take_body(&mut self, input: &mut InputBuffer, env: &Env<'_>, now: Instant) -> Advance {
         let Some(partial) = self.body.as_mut() else { return Advance::More };
-        match partial.take(input) {
+        let took = partial.take(input);
+        partial.watch(now);
+        match took {
             Err(error) => {
                 env.sizes.refused(error.kind(), 0);
                 Advance::Refuse(self.refuse(&error, env))
             }
-            Ok(false) => Advance::More,
-            Ok(true) => {
+            Ok(Took::NoRoom) => Advance::NoRoom,
+            Ok(Took::Some) if std::mem::take(&mut partial.waits) => Advance::Continue,
+            Ok(Took::Some) => Advance::More,
+            Ok(Took::All) => {
                 let Some(partial) = self.body.take() else { return Advance::More };
                 let started = self.started.take().unwrap_or(partial.since);
                 let Partial { id, head, admission, body, budget, .. } = *partial;
@@ -267,29 +333,73 @@ impl Intake {
 }
 
 impl Partial {
-    /// True when the body is complete.
-    fn take(&mut self, input: &mut InputBuffer) -> Result<bool, Error> {
-        if let BodyLength::Exact(length) = self.head.body {
-            let length = usize::try_from(length).unwrap_or(usize::MAX);
-            let take = (length - self.body.len()).min(input.len());
+    /// Bytes that its budget has room for.
+    fn room(&self) -> usize {
+        let room = self.budget.amount().saturating_sub(self.body.len() as u64);
+        usize::try_from(room).unwrap_or(usize::MAX)
+    }
+
+    /// Notes how much has come by now.
+    fn watch(&mut self, now: Instant) {
+        let came = self.body.len();
+        if came > self.pace.came {
+            (self.pace.moved, self.pace.came) = (now, came);
+        }
+        if now.saturating_duration_since(self.pace.later.0) >= RATE_WINDOW {
+            self.pace.earlier = self.pace.later;
+            self.pace.later = (now, came);
+        }
+    }
+
+    fn take(&mut self, input: &mut InputBuffer) -> Result<Took, Error> {
+        match self.head.body {
+            BodyLength::Exact(length) => Ok(self.take_exact(length, input)),
+            _ => self.take_chunked(input),
+        }
+    }
+
+    fn take_exact(&mut self, length: u64, input: &mut InputBuffer) -> Took {
+        loop {
+            let room = self.room();
+            let take = room.min(input.len());
+            if self.body.capacity() - self.body.len() < take {
+                self.body.reserve_exact(room);
+            }
             self.body.extend_from_slice(&input.bytes()[..take]);
             input.consume(take);
-            return Ok(self.body.len() == length);
+            let came = self.body.len() as u64;
+            if came == length {
+                return Took::All;
+            }
+            if came < self.budget.amount() {
+                return Took::Some;
+            }
+            if !self.budget.grow(came.max(BODY_STEP).min(length - came)) {
+                return Took::NoRoom;
+            }
+        }
+    }
+
+    fn take_chunked(&mut self, input: &mut InputBuffer) -> Result<Took, Error> {
+        // Before anything is decoded, which is not done twice: what comes out is no more than what
+        // goes in.
+        let max = self.admission.body_max;
+        let most = (self.body.len() + input.len().max(1)) as u64;
+        let most = most.min(max.max(self.body.len() as u64));
+        let amount = self.budget.amount();
+        if most > amount {
+            let step = BODY_STEP.max(most - amount).min(max.max(most) - amount);
+            if !self.budget.grow(step) {
+                return Ok(Took::NoRoom);
+            }
         }
         while !self.decoder.finished() && !input.is_empty() {
             let decoded = self.decoder.decode(input.bytes())?;
             let used = decoded.used;
             let needed = (self.body.len() + decoded.data.len()) as u64;
             let announced = needed.saturating_add(self.decoder.announced());
-            if announced > self.admission.body_max {
-                return Err(Error::new(Kind::BodyTooLarge, too_large(self.admission.body_max)));
-            }
-            if needed > self.budget.amount() {
-                let step = CHUNKED_BUDGET_STEP.max(needed - self.budget.amount());
-                if !self.budget.grow(step) {
-                    let context = "no memory is left for request bodies now; try again shortly";
-                    return Err(Error::new(Kind::BodiesFull, context));
-                }
+            if announced > max {
+                return Err(Error::new(Kind::BodyTooLarge, too_large(max)));
             }
             self.body.extend_from_slice(decoded.data);
             input.consume(used);
@@ -297,7 +407,7 @@ impl Partial {
                 break;
             }
         }
-        Ok(self.decoder.finished())
+        Ok(if self.decoder.finished() { Took::All } else { Took::Some })
     }
 }
 
@@ -378,3 +488,6 @@ impl InputBuffer {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

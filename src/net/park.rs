@@ -48,6 +48,9 @@ const ACCEPTED_AT_ONCE_MAX: usize = 64;
 /// How long a client must have taken nothing of its answer before that makes room for another one.
 const ANSWER_REST_MIN: Duration = Duration::from_secs(1);
 
+/// How long the slowest body is not looked for again after none was found.
+const BODIES_LOOK_PAUSE: Duration = Duration::from_millis(100);
+
 /// The longest sleep: the heartbeat's interval.
 const SLEEP_MAX: Duration = Duration::from_secs(1);
 
@@ -117,6 +120,8 @@ pub struct Park {
     /// from the queue and leave this as it is, so that only its last entries count.
     waiting: VecDeque<Instant>,
     healing: Healing,
+    /// When no body was found that could make room.
+    bodies_looked: Instant,
     entries: Vec<Option<Entry>>,
     free: Vec<usize>,
     generations: u64,
@@ -141,6 +146,7 @@ impl Park {
             queue,
             waiting: VecDeque::new(),
             healing: Healing::default(),
+            bodies_looked: clock::now(),
             entries: Vec::new(),
             free: Vec::new(),
             generations: 0,
@@ -359,6 +365,52 @@ impl Park {
         }
     }
 
+    /// Refuses the body that comes slowest, to make room for another one. False when none comes so
+    /// slowly that it may be refused. As long as a crowd finds nothing, it does not look each time.
+    fn give_up_a_body(&mut self, but: usize, now: Instant) -> bool {
+        if now < self.bodies_looked + BODIES_LOOK_PAUSE {
+            return false;
+        }
+        let mut slowest: Option<(f64, usize)> = None;
+        for (index, entry) in self.entries.iter().enumerate() {
+            let Some(entry) = entry.as_ref().filter(|_| index != but) else { continue };
+            let rate = match entry.state {
+                State::Next => entry.conn.intake.slow_rate(now),
+                _ => None,
+            };
+            slowest = match (rate, slowest) {
+                (Some(rate), Some((least, _))) if rate >= least => slowest,
+                (Some(rate), _) => Some((rate, index)),
+                (None, _) => slowest,
+            };
+        }
+        let Some((_, index)) = slowest else {
+            self.bodies_looked = now;
+            return false;
+        };
+        let Some(mut entry) = self.remove(index) else { return false };
+        self.shared.bodies_cut.inc();
+        let settings = self.shared.settings.load();
+        let refusal = entry.conn.intake.give_way(&self.shared.env(&settings, entry.conn.peer()));
+        drop(settings);
+        self.refuse(entry.conn, *refusal, now);
+        true
+    }
+
+    /// Whether this body may go on; else it is refused.
+    fn make_room_for_a_body(&mut self, index: usize, now: Instant) -> bool {
+        if self.give_up_a_body(index, now) {
+            return true;
+        }
+        if let Some(mut entry) = self.remove(index) {
+            let settings = self.shared.settings.load();
+            let refusal = entry.conn.intake.no_room(&self.shared.env(&settings, entry.conn.peer()));
+            drop(settings);
+            self.refuse(entry.conn, *refusal, now);
+        }
+        false
+    }
+
     /// Reads what is there and goes on with the request.
     fn read_on(&mut self, index: usize, now: Instant) {
         let mut budget = PARK_READ_BYTES_MAX;
@@ -388,6 +440,12 @@ impl Park {
                     // So few bytes fit into any socket buffer that is not full of an answer.
                     let _ = conn.send_now(http1::CONTINUE);
                     continue;
+                }
+                Advance::NoRoom => {
+                    if self.make_room_for_a_body(index, now) {
+                        continue;
+                    }
+                    return;
                 }
                 Advance::More => {}
             }

@@ -184,6 +184,7 @@ fn following(
                 Advance::Ready(request) => return Next::Request(request),
                 Advance::More => {}
                 // Rare: the parking thread knows what to do with these.
+                Advance::NoRoom => return Next::Done,
                 Advance::Continue => {
                     let _ = conn.send_now(super::http1::CONTINUE);
                     return Next::Done;

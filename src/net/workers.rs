@@ -24,9 +24,9 @@ use crate::base::thread::{self, Thread};
 const SPARE_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// After the operating system refused a thread: the time until it is asked again …
-const RETRY_MIN: Duration = Duration::from_millis(100);
-/// … doubled up to here.
-const RETRY_MAX: Duration = Duration::from_secs(1);
+const RETRY_MIN: Duration = Duration::from_millis(50);
+/// … doubled up to here, which is less than a request waits for a worker.
+const RETRY_MAX: Duration = Duration::from_millis(250);
 
 /// What a worker is to do.
 pub struct Task {

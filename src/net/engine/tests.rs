@@ -10,6 +10,7 @@ use crate::base::id::RequestId;
 use crate::base::permits::Permit;
 use crate::net::http::{Head, Request, Response};
 use crate::net::http1::HeadLimits;
+use crate::net::pressure::Pressure;
 use crate::net::pump::{Flow, FlowStep};
 use crate::net::service::{Admission, GiveUp, Job, Step, Wait};
 use crate::net::turn::Turn;
@@ -667,4 +668,69 @@ fn bodies_that_are_read_to_be_thrown_away_are_bounded() {
         std::thread::sleep(Duration::from_millis(2));
     }
     assert_eq!((drains.limit.high_water(), drains.limit.max()), (DRAINS_MAX, DRAINS_MAX));
+}
+
+#[test]
+fn a_thread_that_was_refused_is_asked_for_again_and_nobody_waits_for_it_for_ever() {
+    let running = start();
+    let engine = running.engine.as_ref().unwrap();
+    engine.reconfigure(Settings { exchanges_max: 8, connections_max: 16, ..settings() });
+    let get = |path: &str| {
+        let mut stream = running.connect();
+        stream.write_all(format!("GET {path} HTTP/1.1\r\nhost: x\r\n\r\n").as_bytes()).unwrap();
+        stream
+    };
+    let refuse = &engine.shared.workers.refuse_threads;
+    refuse.store(true, SeqCst);
+    // Both workers run exchanges, and nobody takes their place.
+    let mut runs: Vec<_> = (0..2).map(|_| get("/run")).collect();
+    while running.now("server.exchanges_max") < 2 {
+        std::thread::yield_now();
+    }
+    for _ in 0..2 {
+        let got = read_until(&mut get("/"), "queue_timeout");
+        assert!(got.starts_with("HTTP/1.1 503 "), "{got}");
+    }
+    assert_eq!(running.now("server.queue_max"), 0);
+    // Threads may be had again: the queue is served although the exchanges run on.
+    refuse.store(false, SeqCst);
+    while !read_until(&mut get("/"), "\r\n\r\n").contains("200 OK") {}
+    assert_eq!(running.now("server.exchanges_max"), 2);
+    // The barrier wants eight, and the test.
+    runs.extend((0..6).map(|_| get("/run")));
+    running.running.wait();
+    running.running.wait();
+    for run in &mut runs {
+        assert!(read_until(run, "ran").contains("200 OK"));
+    }
+}
+
+#[test]
+fn under_pressure_answers_are_marked_and_close_and_idle_connections_go() {
+    let running = start();
+    let throttle = running.engine.as_ref().unwrap().throttle();
+    let ask = |stream: &mut TcpStream| {
+        stream.write_all(b"GET /stream HTTP/1.1\r\nhost: x\r\n\r\n").unwrap();
+        read_until(stream, "0\r\n\r\n").to_ascii_lowercase()
+    };
+    let mut stays = running.connect();
+    assert!(!ask(&mut stays).contains("x-mark"));
+    let marked = Pressure { notice: Some(("x-mark", "yes")), ..Pressure::default() };
+    throttle.press(marked);
+    let got = ask(&mut stays);
+    assert!(got.contains("x-mark: yes\r\n") && !got.contains("connection: close"), "{got}");
+    // One of eight is 12 %.
+    throttle.press(Pressure { keep_alive_percent: Some(10), ..marked });
+    let got = ask(&mut stays);
+    assert!(got.contains("connection: close\r\n"), "{got}");
+    assert_eq!(stays.read(&mut [0; 1]).unwrap(), 0);
+    throttle.press(Pressure::default());
+    let mut idles = running.connect();
+    assert!(!ask(&mut idles).contains("connection: close"));
+    throttle.press(Pressure { idle_max: Some(Duration::ZERO), ..Pressure::default() });
+    assert_eq!(idles.read(&mut [0; 1]).unwrap(), 0, "closed while it was idle");
+    throttle.press(Pressure::default());
+    assert!(ask(&mut running.connect()).contains("200 ok"));
+    let load = throttle.load();
+    assert_eq!((load.running.1, load.waiting.1, load.queued.1), (4, 4, 8));
 }
