@@ -756,8 +756,10 @@ fn the_next_in_the_chain_is_asked_at_the_deadline() {
         assert_eq!(daemon.ask(ask::chat(Dialect::OpenAi, "m", &prompt, stream)).status(), 200);
         let wait = good.wait_seen(&prompt).at - bad.wait_seen(&prompt).at;
         let deadline = Duration::from_millis(deadline);
+        // The first one may note its call late.
+        let late = Duration::from_millis(30) + daemon.late();
         assert!(
-            wait + Duration::from_millis(30) > deadline && wait < deadline + daemon.allow(GRACE),
+            wait + late > deadline && wait < deadline + daemon.allow(GRACE),
             "{stream}: {wait:?}"
         );
     }

@@ -707,11 +707,12 @@ impl Park {
     }
 
     /// The client has its answer, or the kernel for it.
-    fn answered(&mut self, conn: Box<ClientConn>, close: bool, now: Instant) {
+    fn answered(&mut self, mut conn: Box<ClientConn>, close: bool, now: Instant) {
         if close {
             conn.shut_write();
             self.linger(conn, now);
         } else {
+            conn.drain = 0;
             // Read in the next round, not here: a client that sends one request after another
             // that is refused would take this thread, and its stack, for itself.
             let index = self.insert(conn, State::Next);
