@@ -225,7 +225,9 @@ fn a_retry_after_is_kept_to_and_a_429_opens_nothing() {
     let times: Vec<Instant> = calls().map(|seen| seen.at).collect();
     for pair in times.windows(2) {
         let gap = pair[1].duration_since(pair[0]);
-        assert!(gap >= Duration::from_millis(990), "{gap:?} after a Retry-After of a second");
+        // A call may be noted late, and the next one not.
+        let late = Duration::from_millis(10) + daemon.late();
+        assert!(gap + late >= Duration::from_secs(1), "{gap:?} after a Retry-After of a second");
         assert!(gap < daemon.allow(Duration::from_secs(2)), "{gap:?}");
     }
     let row = breaker(&daemon, Some("waits"));

@@ -348,19 +348,21 @@ fn a_burst_is_answered_or_shed_and_nothing_is_lost() {
 #[test]
 fn an_idle_connection_is_closed_without_a_word() {
     let sandbox = Sandbox::alone();
-    let daemon = Daemon::start(&sandbox, &Conf::new().server("keepalive_timeout = \"500ms\""));
+    let daemon = Daemon::start(&sandbox, &Conf::new().server("keepalive_timeout = \"2s\""));
     let mut wire = daemon.connect();
+    let mut begun = Instant::now();
     for _ in 0..3 {
         assert_eq!(wire.ask(ask::get("/api/version")).status(), 200);
-        std::thread::sleep(Duration::from_millis(250));
+        begun = Instant::now();
+        std::thread::sleep(Duration::from_secs(1));
     }
-    let begun = Instant::now();
-    let rest = wire.rest(Duration::from_secs(3));
-    let after = begun.elapsed() + Duration::from_millis(250);
+    let rest = wire.rest(Duration::from_secs(10));
+    let after = begun.elapsed();
     assert_eq!(rest, b"", "a word at the end of an idle connection");
     assert!(
-        after >= Duration::from_millis(480)
-            && after < Duration::from_millis(500) + daemon.allow(Duration::from_millis(500)),
+        // We may have been late to see the answer.
+        after + daemon.late() >= Duration::from_millis(1980)
+            && after < Duration::from_secs(2) + daemon.allow(Duration::from_millis(500)),
         "closed after {after:?}"
     );
     assert!(wire.closes_within(Duration::from_millis(100)));
