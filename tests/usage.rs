@@ -325,6 +325,23 @@ fn sessions_are_told_by_their_fields_and_the_oldest_make_room() {
 }
 
 #[test]
+fn what_is_refused_before_an_upstream_is_asked_is_no_usage() {
+    let sandbox = Sandbox::new();
+    let conf = Conf::new()
+        .text("[[model]]\nname = \"plain\"\nprimary = { model = \"echo\", images = false }")
+        .text(FRESH);
+    let daemon = Daemon::start(&sandbox, &conf);
+    let image = json!({"model": "plain", "messages": [{"role": "user", "content": [
+        {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}}]}]});
+    assert_eq!(daemon.ask(ask::post("/v1/chat/completions", &image)).status(), 400);
+    assert_eq!(daemon.ask(ask::chat(Dialect::OpenAi, "nobody", "hi", false)).status(), 404);
+    assert_eq!(daemon.ask(ask::post("/api/chat", &json!({}))).status(), 400);
+    daemon.ask(ask::chat(Dialect::OpenAi, "plain", "hi", false));
+    let rows = rows(&daemon, "model", 1);
+    assert_eq!((rows.len(), &rows[0]["model"]), (1, &json!("plain")), "{rows:?}");
+}
+
+#[test]
 fn a_question_that_is_none_is_refused_on_both_planes() {
     let sandbox = Sandbox::new();
     let daemon = Daemon::start(&sandbox, &Conf::new());

@@ -176,7 +176,6 @@ impl Exchange {
         let Some(resolved) = state.config.resolve(ask.model()) else {
             return Err(lists::not_found(&state.config, &gateway.catalog, models, ask.model()));
         };
-        record.account(&gateway.accounts, &request.head.headers);
         let needs = ask.needs();
         let lacks = |target: &Target| match (needs.tools, needs.images) {
             (true, _) if !target.tools => Some("no_tools"),
@@ -203,6 +202,7 @@ impl Exchange {
         let who = gateway.who(state, request);
         record.charged(state.plan.tokens(&who, clock::now(), ask.estimate())?);
         let plan = Plan::of(request, &ask, &resolved.model, &chain, &state.config.cache)?;
+        record.account(&gateway.accounts, &request.head.headers);
         let id = format!("{}{}", id_prefix(route), request.id);
         let reply = Reply::new(&ask, ask.model(), &id, clock::wall());
         Ok(Built { ask, reply, chain, total: resolved.model.total_timeout, plan })

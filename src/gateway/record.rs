@@ -24,7 +24,7 @@ use super::usage::Accounts;
 /// What will be entered into the accounts.
 struct Account {
     accounts: Arc<Accounts>,
-    session: Option<Box<str>>,
+    session: Option<Arc<str>>,
     charge: Option<Charge>,
     /// By upstreams that did not answer.
     spent: Vec<(Maker, Charge)>,
@@ -168,7 +168,8 @@ impl Record {
         self.metrics.first_token(after);
     }
 
-    /// A model of ours was asked for: this request will stand in the accounts.
+    /// An upstream will be asked: this request will stand in the accounts. One that is refused
+    /// before that used nothing.
     pub fn account(&mut self, accounts: &Arc<Accounts>, headers: &Headers) {
         self.account = Some(Account {
             accounts: Arc::clone(accounts),

@@ -143,7 +143,7 @@ impl Accounts {
     }
 
     /// The session that a request names.
-    pub fn session(&self, headers: &Headers) -> Option<Box<str>> {
+    pub fn session(&self, headers: &Headers) -> Option<Arc<str>> {
         match session::named(headers) {
             Ok(session) => session.map(Into::into),
             Err(session::Unfit) => {

@@ -49,7 +49,7 @@ pub struct Entry {
     /// The name of its key.
     pub key: Option<Arc<str>>,
     /// Its session.
-    pub session: Option<Box<str>>,
+    pub session: Option<Arc<str>>,
     /// The model that was asked for.
     pub asked: Box<str>,
     /// Who answered.

@@ -123,12 +123,13 @@ pub(super) fn write(
 }
 
 fn session(row: &SessionRow) -> Value {
-    let mut out = object(json!({ "session": row.name, "lastUsed": time_text(row.last) }));
-    let (name, others) = match &row.who {
+    let name = row.name.as_deref();
+    let mut out = object(json!({ "session": name, "lastUsed": time_text(row.last) }));
+    let (key, others) = match &row.who {
         Who::Key(name) => (Some(&**name), false),
         who => (None, *who == Who::Others),
     };
-    out.insert("key".to_owned(), json!(name));
+    out.insert("key".to_owned(), json!(key));
     if others {
         out.insert("otherKeys".to_owned(), true.into());
     }
