@@ -106,6 +106,23 @@ fn embeddings_are_charged_and_where_no_tokens_are_told_they_are_estimated() {
     assert_eq!(told(&rows(&daemon, "model", 3)[0]), expected);
 }
 
+#[test]
+fn what_is_given_again_is_a_request_that_costs_nothing_and_misses_no_price() {
+    let sandbox = Sandbox::new();
+    let upstream = FakeUpstream::start(Dialect::OpenAi, |call| answers::good(call, ""));
+    let daemon = Daemon::start(&sandbox, &Conf::new().fake("oa", &upstream, "").text(FRESH));
+    let body = json!({"model": "oa/e", "input": "again"});
+    for from in ["miss", "hit", "hit"] {
+        let answer = daemon.ask(ask::post("/v1/embeddings", &body));
+        assert_eq!(answer.header("x-tidegate-cache"), Some(from), "{}", answer.text());
+    }
+    let expected = json!({
+        "model": "oa/e", "answeredBy": "oa/e", "requests": 3, "fromCache": 2, "input": 3,
+        "missingCostEntries": 1,
+    });
+    assert_eq!(told(&rows(&daemon, "model", 3)[0]), expected);
+}
+
 /// The head, one event with this text, and then this.
 fn begun(call: &Call, text: &str, then: Step) -> Vec<Step> {
     answers::catalog(call).unwrap_or_else(|| {
