@@ -11,10 +11,10 @@
 
 use std::time::{Duration, Instant};
 
-/// Furthest that a limit can be in debt, in bursts beyond an empty one: what was used is charged even
-/// when it is more than there was, but an upstream that reports nonsense must not lock anybody out
-/// for long.
-const DEBT_BURSTS_MAX: u32 = 1;
+/// Furthest that a limit can be in debt beyond an empty one: what was used is charged even when it is
+/// more than there was, so that answers much longer than estimated do not get past the limit; but an
+/// upstream that reports nonsense must not lock anybody out for ever.
+pub const DEBT_MAX: Duration = Duration::from_secs(3600);
 
 /// Longest time that anything here is told or pushed ahead: `Instant` ends somewhere, rates do not.
 const AHEAD_MAX: Duration = Duration::from_secs(366 * 24 * 3600);
@@ -157,10 +157,10 @@ impl Gcra {
         Ok(wait)
     }
 
-    /// Charges what was used already, whether or not there was enough. The debt is bounded: at most
-    /// one further burst.
+    /// Charges what was used already, whether or not there was enough. The debt is bounded: what
+    /// comes back in [`DEBT_MAX`].
     pub fn debit(&mut self, quota: &Quota, now: Instant, quantity: u64) {
-        let most = quota.cost(quota.burst).saturating_mul(1 + DEBT_BURSTS_MAX);
+        let most = quota.cost(quota.burst).saturating_add(DEBT_MAX);
         let ahead = self.ahead(now);
         self.put(now, ahead.saturating_add(quota.cost(quantity)).min(most.max(ahead)));
     }
@@ -278,7 +278,8 @@ mod tests {
         gcra.debit(&quota, now, 5);
         assert_eq!(limited(gcra.check(&quota, now, 1)), Some(Duration::from_secs(6)));
         gcra.debit(&quota, now, u64::MAX);
-        assert_eq!(limited(gcra.check(&quota, now, 1)), Some(Duration::from_secs(11)));
+        let most = DEBT_MAX + Duration::from_secs(1);
+        assert_eq!(limited(gcra.check(&quota, now, 1)), Some(most));
     }
 
     #[test]
@@ -421,7 +422,7 @@ mod tests {
                 }
                 let level = gcra.level(&quota, now);
                 prop_assert!(level.remaining <= burst);
-                prop_assert!(level.reset <= quota.cost(burst) * 2 + Duration::from_secs(2));
+                prop_assert!(level.reset <= quota.cost(burst) + DEBT_MAX + MINUTE);
             }
         }
     }

@@ -4,9 +4,12 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use crate::base::clock;
+
+use super::nearest::nearest;
 use super::raw::Raw;
 use super::report::{Report, join};
-use super::settings::{Config, Model, Upstream, UpstreamKind};
+use super::settings::{Config, Model, Per, Upstream, UpstreamKind};
 use super::unit::{Size, Span};
 
 /// Judges a configuration that was built.
@@ -14,6 +17,8 @@ pub(super) fn judge(raw: &Raw, config: &Config, report: &mut Report) {
     listeners(raw, config, report);
     server(config, report);
     cache(config, report);
+    limits(config, report);
+    keys(config, report);
     let totals = config.models.iter().filter_map(|model| model.total_timeout);
     let request = totals.fold(config.server.request_timeout, Duration::max);
     for (index, upstream) in config.upstreams.iter().enumerate() {
@@ -102,6 +107,53 @@ fn cache(config: &Config, report: &mut Report) {
         let (place, text) = between(one, "is above", all, report);
         report.fault(place, text, "raise the total, or lower the single answer");
     }
+}
+
+/// Limits that cover nobody.
+fn limits(config: &Config, report: &mut Report) {
+    for (index, limit) in config.limits.iter().enumerate() {
+        if limit.per == Per::Key && config.keys.is_empty() {
+            let place = format!("limit.{index}.per");
+            let remedy = "add a [[key]], or set per = \"address\"";
+            report.warn(&place, "is for each key, and there is no [[key]]", remedy);
+        }
+    }
+}
+
+/// Keys that open nothing.
+fn keys(config: &Config, report: &mut Report) {
+    let now = clock::unix().as_secs();
+    for (index, key) in config.keys.iter().enumerate() {
+        let place = format!("key.{index}");
+        if key.expires.is_some_and(|end| end <= now) {
+            let remedy = "take the key out, or set a later time";
+            report.warn(&join(&place, "expires"), "is over", remedy);
+        }
+        for (at, pattern) in key.models.iter().enumerate() {
+            if !names_something(config, pattern) {
+                let text = format!("{pattern:?} is the name of no model");
+                let known = config.models.iter().map(|model| model.name.as_str());
+                let remedy = match nearest(pattern, known) {
+                    Some(near) => format!("did you mean {near:?}?"),
+                    None => "write what clients ask for: the name of a [[model]], or \
+                             \"upstream/model\""
+                        .to_owned(),
+                };
+                report.warn(&join(&join(&place, "models"), &at.to_string()), text, remedy);
+            }
+        }
+    }
+}
+
+/// Whether a pattern of a key stands for a name that could be asked for.
+fn names_something(config: &Config, pattern: &str) -> bool {
+    let Some(prefix) = pattern.strip_suffix('*') else { return config.resolve(pattern).is_some() };
+    let upstream = |name: &str| match prefix.split_once('/') {
+        Some((upstream, _)) => upstream == name,
+        None => name.starts_with(prefix),
+    };
+    config.models.iter().any(|model| model.name.starts_with(prefix))
+        || config.upstreams.iter().any(|known| upstream(&known.name))
 }
 
 /// Of two settings that do not go together, the one to blame (that which stands in the file, else
