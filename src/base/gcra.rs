@@ -25,14 +25,20 @@ pub struct Quota {
     count: u64,
     period: Duration,
     burst: u64,
+    /// What a whole burst costs.
+    whole: Duration,
 }
 
 impl Quota {
     /// `count` in each `period`, at most `burst` (at least one) at once. `None` when there is no
     /// limit to speak of: a count or a period of zero.
     pub fn new(count: u64, period: Duration, burst: u64) -> Option<Quota> {
-        let quota = Quota { count, period, burst: burst.max(1) };
-        (count > 0 && !period.is_zero()).then_some(quota)
+        if count == 0 || period.is_zero() {
+            return None;
+        }
+        let mut quota = Quota { count, period, burst: burst.max(1), whole: Duration::ZERO };
+        quota.whole = quota.cost(quota.burst);
+        Some(quota)
     }
 
     /// `count` a minute; without a `burst` a whole minute's count at once. `None` for a count of
@@ -58,13 +64,28 @@ impl Quota {
 
     /// How long it takes until `quantity` is there again, rounded up; at most a year.
     pub fn cost(&self, quantity: u64) -> Duration {
+        if let Some(product) = self.small(quantity) {
+            return Duration::from_nanos(product.div_ceil(self.count)).min(AHEAD_MAX);
+        }
         let product = u128::from(quantity).saturating_mul(self.period.as_nanos());
         let nanos = product.div_ceil(u128::from(self.count));
         u64::try_from(nanos).map_or(AHEAD_MAX, |nanos| Duration::from_nanos(nanos).min(AHEAD_MAX))
     }
 
+    /// `quantity × period` in nanoseconds where it fits into 64 bits, which it nearly always does:
+    /// a division of 128 bits takes ten times as long.
+    fn small(&self, quantity: u64) -> Option<u64> {
+        u64::try_from(self.period.as_nanos()).ok()?.checked_mul(quantity)
+    }
+
     /// How much comes back in `time`, rounded down.
     fn earned(&self, time: Duration) -> u64 {
+        if let (Ok(nanos), Ok(period)) =
+            (u64::try_from(time.as_nanos()), u64::try_from(self.period.as_nanos()))
+            && let Some(product) = nanos.checked_mul(self.count)
+        {
+            return product / period;
+        }
         let product = time.as_nanos().saturating_mul(u128::from(self.count));
         u64::try_from(product / self.period.as_nanos()).unwrap_or(u64::MAX)
     }
@@ -82,14 +103,12 @@ pub struct Level {
 /// What became of a charge.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// There is enough. The level is the one after the charge.
-    Allowed(Level),
+    /// There is enough.
+    Allowed,
     /// Not now.
     Limited {
         /// After this time the same charge would be allowed, if nobody else charges.
         wait: Duration,
-        /// The level, unchanged.
-        level: Level,
     },
     /// More than the burst: no wait helps.
     Never,
@@ -98,7 +117,7 @@ pub enum Verdict {
 impl Verdict {
     /// There is enough.
     pub fn allowed(&self) -> bool {
-        matches!(self, Verdict::Allowed(_))
+        matches!(self, Verdict::Allowed)
     }
 }
 
@@ -110,26 +129,16 @@ pub struct Gcra {
 }
 
 impl Gcra {
-    /// Whether `quantity` could be charged now. Changes nothing; a quantity of zero asks for the
-    /// level, and is always allowed.
+    /// Whether `quantity` could be charged now. Changes nothing. Nothing at all can always be.
     pub fn check(&self, quota: &Quota, now: Instant, quantity: u64) -> Verdict {
-        if quantity > quota.burst {
-            return Verdict::Never;
-        }
-        let ahead = self.ahead(now);
-        let after = ahead.saturating_add(quota.cost(quantity));
-        let most = quota.cost(quota.burst);
-        if quantity > 0 && after > most {
-            return Verdict::Limited { wait: after - most, level: level(quota, ahead) };
-        }
-        Verdict::Allowed(level(quota, after))
+        self.judge(quota, now, quantity).0
     }
 
     /// Charges `quantity` if there is enough, and nothing otherwise.
     pub fn charge(&mut self, quota: &Quota, now: Instant, quantity: u64) -> Verdict {
-        let verdict = self.check(quota, now, quantity);
+        let (verdict, after) = self.judge(quota, now, quantity);
         if verdict.allowed() && quantity > 0 {
-            self.put(now, self.ahead(now).saturating_add(quota.cost(quantity)));
+            self.put(now, after);
         }
         verdict
     }
@@ -157,20 +166,30 @@ impl Gcra {
         Ok(wait)
     }
 
+    /// The verdict, and how far ahead a charge would bring it.
+    fn judge(&self, quota: &Quota, now: Instant, quantity: u64) -> (Verdict, Duration) {
+        if quantity > quota.burst {
+            return (Verdict::Never, Duration::ZERO);
+        }
+        let after = self.ahead(now).saturating_add(quota.cost(quantity));
+        match after.checked_sub(quota.whole) {
+            Some(wait) if quantity > 0 && !wait.is_zero() => (Verdict::Limited { wait }, after),
+            _ => (Verdict::Allowed, after),
+        }
+    }
+
     /// Charges what was used already, whether or not there was enough. The debt is bounded: what
     /// comes back in [`DEBT_MAX`].
     pub fn debit(&mut self, quota: &Quota, now: Instant, quantity: u64) {
-        let most = quota.cost(quota.burst).saturating_add(DEBT_MAX);
+        let most = quota.whole.saturating_add(DEBT_MAX);
         let ahead = self.ahead(now);
         self.put(now, ahead.saturating_add(quota.cost(quantity)).min(most.max(ahead)));
     }
 
     /// Gives back what was charged and not used. Never more than a whole burst is there after it.
     pub fn credit(&mut self, quota: &Quota, now: Instant, quantity: u64) {
-        // Rounded down, where a charge is rounded up: what is given back is never more than was taken.
-        let product = u128::from(quantity).saturating_mul(quota.period.as_nanos());
-        let nanos = u64::try_from(product / u128::from(quota.count)).unwrap_or(u64::MAX);
-        self.put(now, self.ahead(now).saturating_sub(Duration::from_nanos(nanos)));
+        // A charge was rounded up by less than a nanosecond; so is this, for it gives back that charge.
+        self.put(now, self.ahead(now).saturating_sub(quota.cost(quantity)));
     }
 
     /// How full it is.
@@ -198,7 +217,7 @@ impl Gcra {
 }
 
 fn level(quota: &Quota, ahead: Duration) -> Level {
-    let free = quota.cost(quota.burst).saturating_sub(ahead);
+    let free = quota.whole.saturating_sub(ahead);
     // The cost of a burst is rounded up, so it never earns more than the burst.
     Level { remaining: quota.earned(free).min(quota.burst), reset: ahead }
 }
@@ -214,7 +233,7 @@ mod tests {
 
     fn limited(verdict: Verdict) -> Option<Duration> {
         match verdict {
-            Verdict::Limited { wait, .. } => Some(wait),
+            Verdict::Limited { wait } => Some(wait),
             _ => None,
         }
     }
@@ -225,8 +244,8 @@ mod tests {
         let (mut gcra, now) = (Gcra::default(), clock::now());
         for remaining in [2, 1, 0] {
             let reset = Duration::from_secs(3 - remaining);
-            let level = Level { remaining, reset };
-            assert_eq!(gcra.charge(&quota, now, 1), Verdict::Allowed(level));
+            assert_eq!(gcra.charge(&quota, now, 1), Verdict::Allowed);
+            assert_eq!(gcra.level(&quota, now), Level { remaining, reset });
         }
         assert_eq!(limited(gcra.charge(&quota, now, 1)), Some(Duration::from_secs(1)));
         assert_eq!(limited(gcra.charge(&quota, now, 2)), Some(Duration::from_secs(2)));
@@ -244,9 +263,10 @@ mod tests {
         gcra.charge(&quota, now, 1);
         gcra.debit(&quota, now, 1);
         let before = gcra;
-        let level = Level { remaining: 0, reset: Duration::from_secs(2) };
-        assert_eq!(gcra.charge(&quota, now, 0), Verdict::Allowed(level));
+        assert_eq!(gcra.charge(&quota, now, 0), Verdict::Allowed);
         assert_eq!(gcra, before);
+        let level = Level { remaining: 0, reset: Duration::from_secs(2) };
+        assert_eq!(gcra.level(&quota, now), level);
     }
 
     #[test]
@@ -385,9 +405,9 @@ mod tests {
             for (step, quantity) in charges {
                 now += Duration::from_nanos(step);
                 match gcra.charge(&quota, now, quantity) {
-                    Verdict::Allowed(_) => {}
+                    Verdict::Allowed => {}
                     Verdict::Never => prop_assert!(quantity > burst),
-                    Verdict::Limited { wait, .. } => {
+                    Verdict::Limited { wait } => {
                         prop_assert!(!wait.is_zero());
                         let early = now + wait - Duration::from_nanos(1);
                         prop_assert!(!gcra.check(&quota, early, quantity).allowed());

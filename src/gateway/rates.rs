@@ -215,7 +215,7 @@ impl Plan {
         now: Instant,
         estimate: u64,
     ) -> Result<Option<Bill>, Error> {
-        if self.is_empty() || self.covering(who, What::Tokens).next().is_none() {
+        if self.is_empty() || self.covering(who).find(|b| b.limits(What::Tokens)).is_none() {
             return Ok(None);
         }
         self.charge(who, now, What::Tokens, estimate)?;
@@ -226,19 +226,20 @@ impl Plan {
         if self.is_empty() {
             return Ok(());
         }
+        let covering = self.covering(who).filter(|bound| bound.limits(what));
         // One limit alone needs no question before its charge.
-        if self.covering(who, what).nth(1).is_some() {
-            for bound in self.covering(who, what) {
+        if covering.clone().nth(1).is_some() {
+            for bound in covering.clone() {
                 let verdict = bound.check(who.address, now, what, amount);
                 if !verdict.allowed() {
                     return Err(bound.rule.refusal(what, amount, verdict));
                 }
             }
         }
-        for (index, bound) in self.covering(who, what).enumerate() {
+        for (index, bound) in covering.clone().enumerate() {
             let verdict = bound.charge(who.address, now, what, amount);
             if !verdict.allowed() {
-                for charged in self.covering(who, what).take(index) {
+                for charged in covering.take(index) {
                     charged.credit(who.address, now, what, amount);
                 }
                 return Err(bound.rule.refusal(what, amount, verdict));
@@ -247,23 +248,23 @@ impl Plan {
         Ok(())
     }
 
-    /// The limits that say something about this.
-    fn covering<'a>(&'a self, who: &Who<'_>, what: What) -> impl Iterator<Item = &'a Bound> {
+    /// The limits that cover a request.
+    fn covering<'a>(&'a self, who: &Who<'_>) -> impl Iterator<Item = &'a Bound> + Clone {
         let own = match who.key {
             Some(key) if !self.keys.is_empty() => self.keys.get(key),
             _ => None,
         };
         let routes = who.routes;
         let all = self.shared.iter().chain(own.into_iter().flatten());
-        all.filter(move |bound| bound.rule.covers(routes) && bound.rule.quota(what).is_some())
+        all.filter(move |bound| bound.rule.covers(routes))
     }
 }
 
 /// When a refusal says to come again.
 fn wait(verdict: Verdict) -> Option<Duration> {
     match verdict {
-        Verdict::Limited { wait, .. } => Some(wait),
-        Verdict::Allowed(_) | Verdict::Never => None,
+        Verdict::Limited { wait } => Some(wait),
+        Verdict::Allowed | Verdict::Never => None,
     }
 }
 

@@ -44,7 +44,7 @@ impl Drop for Bill {
         }
         let now = clock::now();
         let who = Who { key: self.key.as_deref(), address: self.address, routes: self.routes };
-        for bound in self.plan.covering(&who, What::Tokens) {
+        for bound in self.plan.covering(&who).filter(|bound| bound.limits(What::Tokens)) {
             match self.used.checked_sub(self.charged) {
                 Some(more) => bound.debit(self.address, now, What::Tokens, more),
                 None => {

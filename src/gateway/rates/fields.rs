@@ -1,7 +1,6 @@
 //! What answers say about limits: `RateLimit` and `RateLimit-Policy` as the IETF draft has them, and
 //! the `x-ratelimit-*` fields that the clients of OpenAI's API read.
 
-use std::fmt::Write;
 use std::time::{Duration, Instant};
 
 use crate::base::gcra::{Level, Quota};
@@ -16,55 +15,69 @@ impl Plan {
     /// What an answer says about the limits that cover its request: each of them as a policy; of
     /// requests and of tokens the limit that is nearest to its end. Nothing where there is none.
     pub fn fields(&self, who: &Who<'_>, now: Instant) -> Fields {
-        let mut fields = Fields::new();
         if self.is_empty() {
-            return fields;
+            return Fields::new();
         }
-        let (mut policy, mut now_left) = (String::new(), String::new());
-        for what in [What::Requests, What::Tokens] {
-            let Some((bound, quota, level)) = self.nearest(who, now, what) else { continue };
-            for bound in self.covering(who, what) {
-                separated(&mut policy).push_str(&bound.rule.policies[what as usize]);
+        let mut policies = [const { String::new() }; 2];
+        let mut nearest: [Option<Nearest<'_>>; 2] = [None, None];
+        for bound in self.covering(who) {
+            let bucket = bound.bucket(who.address);
+            for what in BOTH {
+                let Some(level) = bound.level(&bucket, now, what) else { continue };
+                let Some(quota) = bound.rule.quota(what) else { continue };
+                separated(&mut policies[what as usize])
+                    .push_str(&bound.rule.policies[what as usize]);
+                let near = Nearest { bound, quota, level };
+                let slot = &mut nearest[what as usize];
+                if slot.as_ref().is_none_or(|other| near.left() < other.left()) {
+                    *slot = Some(near);
+                }
             }
-            let suffix = if what == What::Tokens { "-tokens" } else { "" };
-            let more = ceil(next(quota, &level));
-            // Writing to a text cannot fail.
-            let _ = write!(
-                separated(&mut now_left),
-                "\"{}{suffix}\";r={};t={more}",
-                bound.rule.name,
-                level.remaining
-            );
-            let [limit, remaining, reset] = names(what);
-            fields.push((limit, quota.burst().to_string()));
-            fields.push((remaining, level.remaining.to_string()));
+        }
+        let [mut policy, more] = policies;
+        if !more.is_empty() {
+            separated(&mut policy).push_str(&more);
+        }
+        if policy.is_empty() {
+            return Fields::new();
+        }
+        let mut fields = Fields::with_capacity(8);
+        let mut now_left = String::with_capacity(64);
+        for (what, near) in BOTH.into_iter().zip(nearest) {
+            let Some(Nearest { bound, quota, level }) = near else { continue };
+            let mut number = itoa::Buffer::new();
+            let remaining = number.format(level.remaining).to_owned();
+            separated(&mut now_left).push_str(&bound.rule.items[what as usize]);
+            now_left.push_str(&remaining);
+            now_left.push_str(";t=");
+            now_left.push_str(number.format(ceil(next(quota, &level))));
+            let [limit, left, reset] = names(what);
+            fields.push((limit, bound.rule.bursts[what as usize].clone()));
+            fields.push((left, remaining));
             fields.push((reset, duration(level.reset)));
         }
-        if !policy.is_empty() {
-            fields.push(("ratelimit-policy", policy));
-            fields.push(("ratelimit", now_left));
-        }
+        fields.push(("ratelimit-policy", policy));
+        fields.push(("ratelimit", now_left));
         fields
     }
+}
 
-    /// The limit of which the smallest part is left.
-    fn nearest<'a>(
-        &'a self,
-        who: &Who<'_>,
-        now: Instant,
-        what: What,
-    ) -> Option<(&'a Bound, &'a Quota, Level)> {
-        let left = |(_, quota, level): &(&Bound, &Quota, Level)| {
-            // In parts of 2^32: bursts are below 2^30.
-            (u128::from(level.remaining) << 32) / u128::from(quota.burst())
-        };
-        self.covering(who, what)
-            .filter_map(|bound| {
-                Some((bound, bound.rule.quota(what)?, bound.level(who.address, now, what)?))
-            })
-            .min_by_key(left)
+/// A limit of which little is left.
+struct Nearest<'a> {
+    bound: &'a Bound,
+    quota: &'a Quota,
+    level: Level,
+}
+
+impl Nearest<'_> {
+    /// How much of it, in parts of 2^30: bursts are below that.
+    fn left(&self) -> u64 {
+        (self.level.remaining << 30) / self.quota.burst()
     }
 }
+
+/// In the order of the answer.
+const BOTH: [What; 2] = [What::Requests, What::Tokens];
 
 fn names(what: What) -> [&'static str; 3] {
     match what {
@@ -101,16 +114,25 @@ fn ceil(time: Duration) -> u64 {
 
 /// A duration as OpenAI writes it, after Go: `120ms`, `1s`, `6m0s`, `1h0m3s`. Rounded up.
 fn duration(time: Duration) -> String {
+    let (mut text, mut number) = (String::with_capacity(16), itoa::Buffer::new());
+    let mut push = |count: u64, unit: &str| {
+        text.push_str(number.format(count));
+        text.push_str(unit);
+    };
     if time < Duration::from_secs(1) {
-        return format!("{}ms", time.as_nanos().div_ceil(1_000_000));
+        push(u64::from(time.subsec_nanos()).div_ceil(1_000_000), "ms");
+        return text;
     }
     let seconds = ceil(time);
-    let (hours, minutes, rest) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
-    match (hours, minutes) {
-        (0, 0) => format!("{rest}s"),
-        (0, _) => format!("{minutes}m{rest}s"),
-        _ => format!("{hours}h{minutes}m{rest}s"),
+    let (hours, minutes) = (seconds / 3600, seconds / 60 % 60);
+    if hours > 0 {
+        push(hours, "h");
     }
+    if hours > 0 || minutes > 0 {
+        push(minutes, "m");
+    }
+    push(seconds % 60, "s");
+    text
 }
 
 #[cfg(test)]

@@ -21,6 +21,10 @@ pub(super) struct Rule {
     tokens: Option<Quota>,
     /// The item of `RateLimit-Policy`, for requests and for tokens.
     pub(super) policies: [String; 2],
+    /// What the item of `RateLimit` begins with, for requests and for tokens.
+    pub(super) items: [String; 2],
+    /// The bursts as texts, for requests and for tokens.
+    pub(super) bursts: [String; 2],
     refused: [Arc<Counter>; 2],
 }
 
@@ -52,6 +56,9 @@ impl Rule {
             requests,
             tokens,
             policies: [policy(requests, "", ""), policy(tokens, "-tokens", ";qu=\"tokens\"")],
+            items: [format!("\"{name}\";r="), format!("\"{name}-tokens\";r=")],
+            bursts: [requests, tokens]
+                .map(|quota| quota.map_or(String::new(), |quota| quota.burst().to_string())),
             refused: [refused(What::Requests), refused(What::Tokens)],
         }
     }
@@ -89,13 +96,19 @@ pub(super) struct Bound {
 }
 
 impl Bound {
+    /// Whether it says anything about this.
+    pub(super) fn limits(&self, what: What) -> bool {
+        self.rule.quota(what).is_some()
+    }
+
     pub(super) fn check(&self, who: IpAddr, now: Instant, what: What, amount: u64) -> Verdict {
-        self.look(who, what, |gcra, quota| gcra.check(quota, now, amount)).unwrap_or(NOTHING)
+        let Some(quota) = self.rule.quota(what) else { return Verdict::Allowed };
+        self.bucket(who).of(what).check(quota, now, amount)
     }
 
     pub(super) fn charge(&self, who: IpAddr, now: Instant, what: What, amount: u64) -> Verdict {
         let charge = |gcra: &mut Gcra, quota: &Quota| gcra.charge(quota, now, amount);
-        self.change(who, now, what, charge).unwrap_or(NOTHING)
+        self.change(who, now, what, charge).unwrap_or(Verdict::Allowed)
     }
 
     /// Gives back what was not used.
@@ -108,19 +121,19 @@ impl Bound {
         self.change(who, now, what, |gcra, quota| gcra.debit(quota, now, amount));
     }
 
-    pub(super) fn level(&self, who: IpAddr, now: Instant, what: What) -> Option<Level> {
-        self.look(who, what, |gcra, quota| gcra.level(quota, now))
-    }
-
-    fn look<R>(&self, who: IpAddr, what: What, f: impl FnOnce(&Gcra, &Quota) -> R) -> Option<R> {
-        let quota = self.rule.quota(what)?;
-        let bucket = match &self.place {
+    /// What is used now.
+    pub(super) fn bucket(&self, who: IpAddr) -> Bucket {
+        match &self.place {
             Place::Here(bucket) => bucket.with(|bucket| *bucket),
             Place::Addresses(table, number) => {
                 table.peek(&(who, *number), |bucket| *bucket).unwrap_or_default()
             }
-        };
-        Some(f(bucket.of(what), quota))
+        }
+    }
+
+    /// How full the limit is with this in its bucket.
+    pub(super) fn level(&self, bucket: &Bucket, now: Instant, what: What) -> Option<Level> {
+        Some(bucket.of(what).level(self.rule.quota(what)?, now))
     }
 
     fn change<R>(
@@ -138,10 +151,6 @@ impl Bound {
         })
     }
 }
-
-/// What a limit says about that which it does not limit.
-const NOTHING: Verdict =
-    Verdict::Allowed(Level { remaining: u64::MAX, reset: std::time::Duration::ZERO });
 
 impl Bucket {
     fn of(&self, what: What) -> &Gcra {
