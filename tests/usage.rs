@@ -92,10 +92,13 @@ fn embeddings_are_charged_and_where_no_tokens_are_told_they_are_estimated() {
     let upstream = FakeUpstream::start(Dialect::Ollama, |call| answers::good(call, ""));
     let conf = Conf::new().fake("ol", &upstream, "").text(PRICES).text(FRESH);
     let daemon = Daemon::start(&sandbox, &conf);
-    for (path, member) in
-        [("/v1/embeddings", "input"), ("/api/embed", "input"), ("/api/embeddings", "prompt")]
-    {
-        let body = json!({"model": "ol/e", member: "hello"});
+    // Each another text, so that none is answered with what was made for another one.
+    for (path, member, text) in [
+        ("/v1/embeddings", "input", "moins"),
+        ("/api/embed", "input", "salut"),
+        ("/api/embeddings", "prompt", "hello"),
+    ] {
+        let body = json!({"model": "ol/e", member: text});
         assert_eq!(daemon.ask(ask::post(path, &body)).status(), 200, "{path}");
     }
     // Twice three tokens as told; "hello" with its quotes is 7 bytes, which are taken as two tokens.
