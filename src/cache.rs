@@ -264,6 +264,9 @@ impl<V: Clone> Inner<V> {
             self.counters.measure(&state.store, &left);
             kept
         });
+        if let Some(kept @ (Kept::Stored | Kept::TooLarge)) = kept {
+            self.counters.offered(size, kept == Kept::Stored);
+        }
         if kept == Some(Kept::Stored) {
             self.counters.of(namespace).inserted.inc();
         }

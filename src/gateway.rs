@@ -95,6 +95,7 @@ impl From<Error> for Refused {
 impl Gateway {
     /// A gateway in this state.
     pub fn new(state: State, parts: Parts) -> Arc<Self> {
+        parts.metrics.query.set_max(state.config.server.query_max as u64);
         let state = ArcSwap::from_pointee(state);
         let Parts { metrics, calls, catalog, overload, rates, lockouts, accounts, answers } = parts;
         Arc::new(Gateway {
@@ -119,6 +120,7 @@ impl Gateway {
     pub fn reconfigure(&self, state: State) {
         let old = self.state();
         let keys_changed = old.config.keys != state.config.keys;
+        self.metrics.query.set_max(state.config.server.query_max as u64);
         let addresses_max = state.config.server.addresses_max;
         self.rates.adopt(&state.plan, addresses_max);
         self.accounts.reconfigure(&state.config.usage);
@@ -167,7 +169,9 @@ impl Gateway {
         let refused = |error, fields| Refused { error, key: key.clone(), fields };
         media::check(head, origin.is_some()).map_err(|error| refused(error, Fields::new()))?;
         let query_max = state.config.server.query_max;
+        self.metrics.query.saw(head.query().len().min(query_max) as u64);
         if head.query().len() > query_max {
+            self.metrics.query.refuse();
             let context = format!("the query is longer than {query_max} bytes (server.query_max)");
             return Err(refused(Error::new(Kind::QueryTooLong, context), Fields::new()));
         }

@@ -4,3 +4,5 @@ pub mod access;
 pub mod log;
 pub mod process;
 pub mod prometheus;
+pub mod resources;
+pub mod slope;

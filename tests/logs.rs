@@ -420,3 +420,32 @@ fn the_level_is_kept() {
     };
     assert_eventually!(told(), "the new level is not in force:\n{}", daemon.log());
 }
+
+#[test]
+fn the_resource_log_tells_what_the_process_holds() {
+    let sandbox = Sandbox::new();
+    let daemon = Daemon::start(&sandbox, &Conf::new().text("[resources]\nlog_interval = \"1s\""));
+    for _ in 0..5 {
+        daemon.ask(ask::chat(Dialect::OpenAi, "echo", "hello", true));
+    }
+    let lines = || {
+        let log = daemon.log();
+        let lines = log.lines().filter(|line| line.contains(" info resources "));
+        lines.map(str::to_owned).collect::<Vec<_>>()
+    };
+    assert_eventually!(lines().len() >= 2, "{}", daemon.log());
+    let line = lines().pop().unwrap();
+    let number = |key: &str| -> f64 {
+        let value = line.split(' ').find_map(|field| field.strip_prefix(key)?.strip_prefix('='));
+        value.unwrap_or_else(|| panic!("no {key} in {line}")).parse().unwrap()
+    };
+    let rss = daemon.process().rss_kib() as f64 * 1024.0;
+    assert!((0.5..2.0).contains(&(number("resident") / rss)), "{rss} {line}");
+    assert!(number("anonymous") > 0.0 && number("anonymous") < number("resident"), "{line}");
+    assert!(number("descriptors") >= 5.0 && number("threads") >= 8.0, "{line}");
+    assert!(line.contains("heartbeats_max:"), "{line}");
+    let metrics = daemon.metrics();
+    let labels = [("measure", "memory")];
+    assert_eq!(metrics.sum("tidegate_resource_growing", &labels), Some(0.0));
+    assert!(metrics.sum("tidegate_process_anonymous_bytes", &[]).unwrap() > 0.0);
+}

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::hash::Hash;
 use std::sync::Arc;
 
-use crate::base::metrics::{Counter, Gauge, Limit, Registry};
+use crate::base::metrics::{Counter, Gauge, Limit, Registry, Unit};
 
 use super::store::{Left, Store};
 use super::{Limits, NAMESPACES, Namespace, Stats};
@@ -38,6 +38,8 @@ pub(super) struct Counters {
     spaces: [Counts; NAMESPACES],
     entries: Arc<Limit>,
     bytes: Arc<Limit>,
+    /// On each answer.
+    entry: Arc<Limit>,
     pub waiting: Arc<Limit>,
     pub flights: Arc<Limit>,
 }
@@ -80,7 +82,20 @@ impl Counters {
         Counters {
             spaces: Namespace::ALL.map(space),
             entries: registry.limit("cache.entries_max", "", limits.bounds.entries, evicts),
-            bytes: registry.limit("cache.bytes_max", "", limits.bounds.bytes, evicts),
+            bytes: registry.limit_of(
+                Unit::Bytes,
+                "cache.bytes_max",
+                "",
+                limits.bounds.bytes,
+                evicts,
+            ),
+            entry: registry.limit_each(
+                Unit::Bytes,
+                "cache.entry_max",
+                "",
+                limits.bounds.entry,
+                "the answer is not kept",
+            ),
             waiting: registry.limit("cache.waiting_max", "", limits.waiting, alone),
             flights: registry.limit("cache.flights_max", "", flights_max, alone),
         }
@@ -90,9 +105,19 @@ impl Counters {
         &self.spaces[namespace.index()]
     }
 
+    /// An answer of so many bytes was kept, or was too large for it.
+    pub fn offered(&self, size: u64, stored: bool) {
+        if stored {
+            self.entry.saw(size);
+        } else {
+            self.entry.refuse();
+        }
+    }
+
     pub fn set_limits(&self, limits: Limits) {
         self.entries.set_max(limits.bounds.entries);
         self.bytes.set_max(limits.bounds.bytes);
+        self.entry.set_max(limits.bounds.entry);
         self.waiting.set_max(limits.waiting);
     }
 

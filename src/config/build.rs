@@ -24,7 +24,7 @@ use super::report::{Report, join};
 use super::secret;
 use super::settings::{
     Auth, BaseUrl, Breaker, Cache, Config, Key, Limit, Log, LogFormat, Model, OWN_LIMIT, Ops,
-    Overload, Per, Prices, Routes, Server, Target, Upstream, UpstreamKind,
+    Overload, Per, Prices, Resources, Routes, Server, Target, Upstream, UpstreamKind,
 };
 use super::unit::Size;
 use super::url;
@@ -72,6 +72,11 @@ pub(super) fn build(raw: &Raw, site: &Site<'_>, report: &mut Report) -> Config {
             enabled: raw.overload.enabled,
             memory_max: raw.overload.memory_max.map(|size| size.0),
             calm: raw.overload.calm.0,
+        },
+        resources: Resources {
+            log_interval: raw.resources.log_interval.0,
+            growth_per_hour: raw.resources.growth_per_hour.0,
+            growth_per_day: raw.resources.growth_per_day,
         },
         auth: Auth {
             failures_max: raw.auth.failures_max,

@@ -42,6 +42,9 @@ pub struct Raw {
     /// What the gateway does when waits, memory, descriptors or exchanges run short: the levels
     /// `busy`, `degraded` and `critical`, each with its actions.
     pub overload: RawOverload,
+    /// The resource log: memory, descriptors and threads, and a warning when one of them grows
+    /// steadily.
+    pub resources: RawResources,
     /// What becomes of those who show wrong keys.
     pub auth: RawAuth,
     /// A key that a client may present as `Authorization: Bearer …`, or as `x-api-key` or `api-key`.
@@ -310,6 +313,37 @@ pub struct RawOverload {
     /// How long it must have been calm before a level is left.
     #[schemars(extend("x-min" = "1s", "x-max" = "10m"))]
     pub calm: Span,
+}
+
+/// `[resources]`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct RawResources {
+    /// Between two lines `resources` in the log: memory, descriptors, threads, and what each
+    /// container holds.
+    #[schemars(extend("x-min" = "1s", "x-max" = "1h"))]
+    pub log_interval: Span,
+
+    /// Resident memory that grows by more than this in an hour, by the samples of the last one, is
+    /// warned of. Bursts and steps are no growth.
+    #[schemars(extend("x-min" = "1MiB", "x-max" = "1024GiB", "x-at-limit" = "a warning, and the event resource_growth"))]
+    pub growth_per_hour: Size,
+
+    /// Memory, descriptors or threads that grow by more than so many percent within a day are warned
+    /// of.
+    #[schemars(range(min = 1, max = 10_000))]
+    #[schemars(extend("x-at-limit" = "a warning, and the event resource_growth"))]
+    pub growth_per_day: u64,
+}
+
+impl Default for RawResources {
+    fn default() -> Self {
+        RawResources {
+            log_interval: Span::seconds(60),
+            growth_per_hour: Size::mib(10),
+            growth_per_day: 50,
+        }
+    }
 }
 
 impl Default for RawOverload {

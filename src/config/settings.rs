@@ -19,6 +19,8 @@ pub struct Config {
     pub ops: Ops,
     /// Overload levels.
     pub overload: Overload,
+    /// The resource log.
+    pub resources: Resources,
     /// What becomes of those who show wrong keys.
     pub auth: Auth,
     /// Who may ask; empty: anybody, and only on loopback.
@@ -93,6 +95,17 @@ pub struct Overload {
     /// In bytes; `None`: what the system allows.
     pub memory_max: Option<u64>,
     pub calm: Duration,
+}
+
+/// `[resources]`.
+#[derive(Clone, Debug, PartialEq)]
+#[expect(missing_docs, reason = "each is documented where people write it: config/raw.rs")]
+pub struct Resources {
+    pub log_interval: Duration,
+    /// In bytes.
+    pub growth_per_hour: u64,
+    /// In percent.
+    pub growth_per_day: u64,
 }
 
 /// `[auth]`.

@@ -27,6 +27,7 @@ use crate::net::engine::Engine;
 use crate::net::outbound::Resolver;
 use crate::observe::log::{self as logs, LogHandle};
 use crate::observe::process;
+use crate::observe::resources::Resources;
 use crate::ops::OpsHandler;
 use crate::upstream::calls::Calls;
 use crate::upstream::link::Links;
@@ -59,6 +60,7 @@ pub struct Running {
     beat: Beat,
     trimmer: Trimmer,
     trims: Arc<Counter>,
+    resources: Resources,
 }
 
 /// Why it did not start.
@@ -198,6 +200,7 @@ impl Running {
         };
         let watch = Watch::start(config.overload.clone(), hands, &board, &registry, &heartbeats)
             .map_err(|error| Refusal::Thread("overload", error))?;
+        let resources = Resources::new(&registry, &events, clock::now());
         Ok(Running {
             config_path,
             config,
@@ -217,6 +220,7 @@ impl Running {
             beat,
             trimmer: Trimmer::new(clock::now()),
             trims,
+            resources,
         })
     }
 
@@ -243,6 +247,7 @@ impl Running {
         self.gateway.sweep();
         self.answers.sweep(clock::now());
         self.trim();
+        self.resources.tick(clock::now(), &self.config.resources);
     }
 
     /// Gives memory back that a burst left behind.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::base::metrics::{Counter, Histogram, Registry};
+use crate::base::metrics::{Counter, Histogram, Limit, Registry, Unit};
 
 use super::routes;
 
@@ -13,6 +13,8 @@ pub struct Metrics {
     first_token: Arc<Histogram>,
     /// Streams that ended with an error after their first content.
     pub streams_cut: Arc<Counter>,
+    /// `server.query_max`, which the gateway keeps in step.
+    pub query: Arc<Limit>,
     /// Streams that began.
     pub streams: Arc<Counter>,
     /// Answers that a later link of a chain gave.
@@ -73,6 +75,13 @@ impl Metrics {
             streams_cut: counter(
                 "tidegate_streams_cut_total",
                 "Streams that ended with an in-band error after their first content.",
+            ),
+            query: registry.limit_each(
+                Unit::Bytes,
+                "server.query_max",
+                "data",
+                0,
+                "414 query_too_long",
             ),
             streams: counter("tidegate_streams_total", "Streams whose first content was sent."),
             fallbacks: counter(

@@ -16,6 +16,8 @@ pub struct Process {
     pub cpu_seconds: Option<f64>,
     /// Resident memory, in bytes.
     pub resident_bytes: Option<u64>,
+    /// Resident memory that is no file's: heap and stacks, in bytes.
+    pub anonymous_bytes: Option<u64>,
     /// Virtual memory, in bytes.
     pub virtual_bytes: Option<u64>,
     /// Threads.
@@ -33,10 +35,23 @@ impl Process {
     /// all of it to count them.
     pub fn now() -> Process {
         let mut process = read_stat().unwrap_or_default();
+        process.anonymous_bytes = anonymous_bytes();
         process.open_fds = open_fds();
         process.max_fds = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
         process
     }
+}
+
+/// `RssAnon` of `/proc/self/status`. `smaps_rollup` knows more, but walks all pages for it.
+fn anonymous_bytes() -> Option<u64> {
+    #[cfg(target_os = "linux")]
+    {
+        let status = read("/proc/self/status")?;
+        let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"))?;
+        line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kib| kib * 1024)
+    }
+    #[cfg(not(target_os = "linux"))]
+    None
 }
 
 /// Resident memory, in bytes. Cheap enough for every second.
@@ -160,6 +175,7 @@ mod tests {
         assert!(process.cpu_seconds >= before.cpu_seconds);
         assert!(process.resident_bytes.unwrap() > 1024 * 1024);
         assert!(process.virtual_bytes > process.resident_bytes);
+        assert!(process.anonymous_bytes.unwrap() > 64 * 1024, "{process:?}");
         assert!(process.threads.unwrap() >= 2, "the test's own and the runner's");
         let age = clock::unix().as_secs_f64() - process.start_time_seconds.unwrap();
         assert!((-2.0..3600.0).contains(&age), "started {age} s ago");

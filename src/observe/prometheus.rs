@@ -179,6 +179,11 @@ impl Page<'_> {
         }
         let counts = [
             ("process_resident_memory_bytes", "Resident memory.", process.resident_bytes),
+            (
+                "tidegate_process_anonymous_bytes",
+                "Resident memory that is no file's: heap and stacks.",
+                process.anonymous_bytes,
+            ),
             ("process_virtual_memory_bytes", "Virtual memory.", process.virtual_bytes),
             ("process_open_fds", "Open file descriptors.", process.open_fds),
             ("process_max_fds", "Most file descriptors allowed.", process.max_fds),
