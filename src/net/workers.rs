@@ -125,7 +125,11 @@ impl Workers {
         if let Some(next) = healing.next.filter(|next| *next > now) {
             return Some(next);
         }
-        while workers.needs_another() {
+        // Not for as long as one is needed: a pool that ends starts none, and says nothing.
+        for _ in 0..workers.ready {
+            if !workers.needs_another() {
+                break;
+            }
             if spawn(shared).is_err() {
                 healing.wait = (healing.wait * 2).clamp(RETRY_MIN, RETRY_MAX);
                 healing.next = Some(now + healing.wait);
