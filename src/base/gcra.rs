@@ -187,9 +187,10 @@ impl Gcra {
     }
 
     /// Gives back what was charged and not used. Never more than a whole burst is there after it.
-    pub fn credit(&mut self, quota: &Quota, now: Instant, quantity: u64) {
-        // A charge was rounded up by less than a nanosecond; so is this, for it gives back that charge.
-        self.put(now, self.ahead(now).saturating_sub(quota.cost(quantity)));
+    pub fn credit(&mut self, quota: &Quota, _now: Instant, quantity: u64) {
+        // Whole since when makes no difference, so that no look at the clock is needed, and threads
+        // whose clocks were read in another order see the same.
+        self.whole_at = self.whole_at.and_then(|at| at.checked_sub(quota.cost(quantity)));
     }
 
     /// How full it is.
@@ -285,6 +286,12 @@ mod tests {
         gcra.charge(&quota, now, 100);
         gcra.credit(&quota, now, 40);
         assert_eq!(gcra.level(&quota, now).remaining, 40);
+        gcra.credit(&quota, now, 60);
+        assert_eq!(gcra.level(&quota, now), Level { remaining: 100, reset: Duration::ZERO });
+        // Also for who looked at the clock before the credit was made, and after more than was taken.
+        gcra.charge(&quota, now, 100);
+        gcra.credit(&quota, now + MINUTE, 100);
+        assert_eq!(gcra.level(&quota, now).remaining, 100);
         gcra.credit(&quota, now, u64::MAX);
         assert_eq!(gcra.level(&quota, now), Level { remaining: 100, reset: Duration::ZERO });
         assert!(!gcra.charge(&quota, now, 101).allowed());
