@@ -1,5 +1,6 @@
 //! Data-plane routes: who may ask, for what, and what comes back.
 
+pub mod asked;
 pub mod attempt;
 pub mod auth;
 pub mod browser;
@@ -51,6 +52,9 @@ use usage::{Accounts, Question};
 
 /// Largest body of a request that needs none, in bytes.
 const SMALL_BODY_MAX: u64 = 64 * 1024;
+
+/// Largest body that is read on a pump, in bytes: some ten microseconds.
+const BRISK_BODY_MAX: usize = 16 * 1024;
 
 /// The data plane: every request ends here.
 pub struct Gateway {
@@ -307,6 +311,12 @@ impl Service for Gateway {
             response.headers.extend(fields);
             Box::new(response)
         })
+    }
+
+    /// Model calls with a small body: what they have to wait for is waited for as data.
+    fn brisk(&self, request: &Request) -> bool {
+        matches!(routes::route(request.route), Some(Route::Llm(_)))
+            && request.body.len() <= BRISK_BODY_MAX
     }
 
     fn start(&self, request: Request, turn: &mut Turn<'_>) -> Step {

@@ -22,6 +22,8 @@ mod support;
 mod auth;
 // Circuit breakers: what a failing upstream still costs, and how it comes back.
 mod breaker;
+// Requests in a row on one connection.
+mod brisk;
 // Answers that are kept: single flight, replays, bounds.
 mod cache;
 // A client that leaves, in every phase.

@@ -10,7 +10,7 @@ use crate::config::settings::{Target, UpstreamKind};
 use crate::llm::echo::Echo;
 use crate::llm::{self, Ask, Dialect, Fault, Kept, Reply, Stream, Usage};
 use crate::net::http::Method;
-use crate::net::outbound::{Begin, Control, Outgoing, Watch};
+use crate::net::outbound::{self, Begin, Control, Outgoing, Watch};
 use crate::net::turn::ClientStream;
 use crate::upstream::deadlines::{Deadlines, Timeouts};
 use crate::upstream::link::Link;
@@ -23,10 +23,10 @@ use super::record::Record;
 use super::source::{HeadSays, Source};
 
 /// Most bytes of an error's body that are read for its message.
-const ERROR_BODY_BYTES_MAX: usize = 64 * 1024;
+pub(super) const ERROR_BODY_BYTES_MAX: usize = 64 * 1024;
 
 /// How long they are waited for: the status alone decides what comes next.
-const ERROR_BODY_TIMEOUT: Duration = Duration::from_secs(1);
+pub(super) const ERROR_BODY_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Events of one read are gathered up to this many bytes before they are sent.
 const OUT_BYTES_MAX: usize = 64 * 1024;
@@ -48,6 +48,10 @@ pub enum End {
     },
     /// The first content is out; the rest flows on without this thread.
     Flowing(Box<Parts>),
+    /// The request for a whole answer is out; the rest is waited for without this thread.
+    Asked(Box<Asked>),
+    /// It cannot be asked here without blocking.
+    Defer,
     /// The whole answer, for a client that wants it whole.
     Whole(Vec<u8>),
     /// Nothing was committed: the next link may answer.
@@ -56,6 +60,25 @@ pub enum End {
     Final(Error),
     /// Content was sent already, so the stream ends with this error.
     Cut(Error),
+}
+
+/// What an attempt leaves behind that is waited for without its thread.
+pub struct Asked {
+    /// The upstream's answer, of which nothing was read.
+    pub upstream: Box<outbound::Exchange>,
+    /// The attempt's deadlines.
+    pub deadlines: Deadlines,
+}
+
+/// Where an attempt is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// On a worker of an engine without pumps: all of it.
+    Worker,
+    /// On a worker, which is free again once a whole answer was asked for.
+    Asking,
+    /// On a pump, which must not block.
+    Pump,
 }
 
 /// What an attempt works with.
@@ -92,6 +115,10 @@ pub struct Attempt<'a> {
     pub first: bool,
     /// Content was sent: nobody else answers any more.
     pub committed: bool,
+    /// Where it is made.
+    pub place: Place,
+    /// Only a fresh connection will do.
+    pub fresh: bool,
 }
 
 impl Attempt<'_> {
@@ -113,6 +140,13 @@ impl Attempt<'_> {
             self.request_deadline,
             self.links_left,
         );
+        let answer_is_data = !self.ask.stream() && settings.kind != UpstreamKind::Echo;
+        if self.place == Place::Pump && !(answer_is_data && self.link.has_idle()) {
+            return End::Defer;
+        }
+        if self.place != Place::Worker && answer_is_data {
+            return self.only_ask(client, deadlines).unwrap_or_else(|end| end);
+        }
         let (mut source, says) = match self.open(client, &deadlines) {
             Ok(opened) => opened,
             Err(end) => return end,
@@ -128,11 +162,7 @@ impl Attempt<'_> {
     }
 
     fn dialect(&self) -> Dialect {
-        match self.link.settings.kind {
-            UpstreamKind::Ollama => Dialect::Ollama,
-            UpstreamKind::OpenAi => Dialect::OpenAi,
-            UpstreamKind::Echo => self.ask.route().dialect(),
-        }
+        dialect(self.link, self.ask)
     }
 
     /// Sends the request and waits for the head. A pooled connection that turns out to be stale, or a
@@ -153,9 +183,9 @@ impl Attempt<'_> {
             .outgoing(self.dialect(), &self.target.model, settings.num_ctx)
             .map_err(End::MoveOn)?;
         self.link.count_request();
-        let mut fresh = false;
+        let mut fresh = self.fresh;
         loop {
-            let sent = self.send(client, deadlines, &outgoing, fresh);
+            let sent = self.send(client, deadlines, &outgoing, fresh).map(Source::Upstream);
             let error = match sent.map(|source| self.head(source, client, deadlines)) {
                 Ok(Ok(opened)) => return Ok(opened),
                 Ok(Err(error)) => {
@@ -164,14 +194,51 @@ impl Attempt<'_> {
                 }
                 Err(error) => error,
             };
-            // A probe costs its upstream one call and no more.
-            let unconnected = error.kind() == Kind::UpstreamConnect && !self.probe;
-            let again = error.retry() == Retry::FreshConnection || unconnected;
-            if fresh || !again || !self.link.may_retry() {
+            if fresh || !self.again(&error) {
                 return Err(before_commit(error));
             }
             fresh = true;
         }
+    }
+
+    /// Whether the request may be sent once more on a fresh connection.
+    fn again(&self, error: &Error) -> bool {
+        // A probe costs its upstream one call and no more.
+        let unconnected = error.kind() == Kind::UpstreamConnect && !self.probe;
+        let again = error.retry() == Retry::FreshConnection || unconnected;
+        again && self.link.may_retry()
+    }
+
+    /// Sends the request, and leaves it there.
+    fn only_ask(
+        &mut self,
+        client: &ClientStream<'_>,
+        deadlines: Deadlines,
+    ) -> std::result::Result<End, End> {
+        let outgoing = self
+            .ask
+            .outgoing(self.dialect(), &self.target.model, self.link.settings.num_ctx)
+            .map_err(End::MoveOn)?;
+        if self.place != Place::Pump {
+            self.link.count_request();
+        }
+        let mut fresh = self.fresh;
+        let upstream = loop {
+            let error = match self.send(client, &deadlines, &outgoing, fresh) {
+                Ok(upstream) => break upstream,
+                // Nothing was sent as a whole: a worker may send it all again.
+                Err(_) if self.place == Place::Pump => return Err(End::Defer),
+                Err(error) => error,
+            };
+            if fresh || !self.again(&error) {
+                return Err(before_commit(error));
+            }
+            fresh = true;
+        };
+        if self.place == Place::Pump {
+            self.link.count_request();
+        }
+        Ok(End::Asked(Box::new(Asked { upstream, deadlines })))
     }
 
     fn send(
@@ -180,7 +247,7 @@ impl Attempt<'_> {
         deadlines: &Deadlines,
         outgoing: &llm::Outgoing,
         fresh: bool,
-    ) -> Result<Source> {
+    ) -> Result<Box<outbound::Exchange>> {
         let (Some(pool), Some(url)) = (&self.link.pool, &self.link.settings.url) else {
             return Err(Error::new(Kind::Internal, "an upstream without an address"));
         };
@@ -200,17 +267,22 @@ impl Attempt<'_> {
             fields: &fields[..used],
             body: &outgoing.body,
         };
-        let until = Begin {
+        let mut until = Begin {
             client: Some(client.as_fd()),
             connect: deadlines.connect().0,
             send: deadlines.next().0,
         };
+        if self.place == Place::Pump {
+            // Any wait ends at once.
+            let now = clock::now();
+            until = Begin { client: None, connect: now, send: now };
+        }
         let exchange = if fresh {
             pool.begin_fresh(&request, &until, self.control)?
         } else {
             pool.begin(&request, &until, self.control)?
         };
-        Ok(Source::Upstream(Box::new(exchange)))
+        Ok(Box::new(exchange))
     }
 
     fn head(
@@ -269,7 +341,7 @@ impl Attempt<'_> {
         client: &ClientStream<'_>,
         deadlines: &Deadlines,
     ) -> std::result::Result<(), End> {
-        if (200..300).contains(&says.status) {
+        if says.success() {
             return Ok(());
         }
         // The message helps, but is not worth waiting for long.
@@ -284,13 +356,7 @@ impl Attempt<'_> {
                 Ok(None) | Err(_) => break,
             }
         }
-        let message = llm::upstream_message(&body);
-        let name = &self.link.settings.name;
-        match verdict::judge(says.status, says.retry_after, &message, name) {
-            Verdict::Answer => Ok(()),
-            Verdict::MoveOn(error) => Err(End::MoveOn(error)),
-            Verdict::Final(error) => Err(End::Final(error)),
-        }
+        Err(refused(says, &body, &self.link.settings.name))
     }
 
     /// A whole answer: read to its end, then translated. For a client that wants a stream it is
@@ -352,8 +418,7 @@ impl Attempt<'_> {
                 }
                 Ok(Some(piece)) if body.len() + piece.len() > max => {
                     self.link.counts.answer_too_large();
-                    let context = format!("the answer is larger than {max} bytes (answer_max)");
-                    return Err(Error::new(Kind::UpstreamMalformed, context));
+                    return Err(too_large(max));
                 }
                 Ok(Some(piece)) => {
                     body.extend_from_slice(piece);
@@ -540,8 +605,33 @@ fn is_early(error: &Error, deadline: Instant) -> bool {
     matches!(error.kind(), Kind::UpstreamTimeout(_)) && clock::now() < deadline
 }
 
+/// What an upstream speaks; `echo` speaks as it is spoken to.
+pub(super) fn dialect(link: &Link, ask: &Ask) -> Dialect {
+    match link.settings.kind {
+        UpstreamKind::Ollama => Dialect::Ollama,
+        UpstreamKind::OpenAi => Dialect::OpenAi,
+        UpstreamKind::Echo => ask.route().dialect(),
+    }
+}
+
+/// What a status other than success means for the chain.
+pub(super) fn refused(says: HeadSays, body: &[u8], upstream: &str) -> End {
+    let message = llm::upstream_message(body);
+    match verdict::judge(says.status, says.retry_after, &message, upstream) {
+        Verdict::MoveOn(error) => End::MoveOn(error),
+        Verdict::Final(error) => End::Final(error),
+        Verdict::Answer => End::Final(Error::new(Kind::Internal, "an answer taken for a refusal")),
+    }
+}
+
+/// The error of an answer that is larger than the upstream's may be.
+pub(super) fn too_large(max: usize) -> Error {
+    let context = format!("the answer is larger than {max} bytes (answer_max)");
+    Error::new(Kind::UpstreamMalformed, context)
+}
+
 /// An error before anything was committed: does it end the chain?
-fn before_commit(error: Error) -> End {
+pub(super) fn before_commit(error: Error) -> End {
     match error.kind() {
         Kind::ClientGone | Kind::ClientStalled | Kind::Draining | Kind::Internal => {
             End::Final(error)

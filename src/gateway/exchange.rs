@@ -4,12 +4,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::base::clock;
-use crate::base::error::{Error, Kind, Phase, Result};
+use crate::base::error::{Error, Kind, Phase, Result, Retry};
 use crate::base::metrics::Lease;
 use crate::base::permits::{Permit, Permits};
 use crate::config::settings::Target;
-use crate::llm::{Ask, Fault, Kept, Reply, Route, Usage};
+use crate::llm::{self, Ask, Fault, Kept, Reply, Route, Usage};
 use crate::net::http::{Request, Response};
+use crate::net::pump::brisk::Done;
 use crate::net::service::{GiveUp, Job, Step, Wait};
 use crate::net::turn::{ClientStream, Turn};
 use crate::upstream::adaptive::Timed;
@@ -17,10 +18,14 @@ use crate::upstream::breakers::{Pass, Unavailable};
 use crate::upstream::calls::Call;
 use crate::upstream::rate::Charge;
 
-use super::attempt::{Attempt, End, fault_error};
+use super::asked::AskedCall;
+use super::attempt::{
+    Attempt, End, Place, before_commit, dialect, fault_error, refused, too_large,
+};
 use super::cached::{self, Answer, Next, Origin, Part, Plan};
 use super::flow::{Flowing, too_late};
 use super::record::Record;
+use super::source::HeadSays;
 use super::state::{Chain, State};
 use super::{Gateway, browser, errors, lists, routes};
 
@@ -51,6 +56,10 @@ pub struct Exchange {
     /// An attempt that had this long had its fair part of the request's time.
     fair_after: Duration,
     waits_for: WaitsFor,
+    /// What came of a call that was waited for elsewhere.
+    pending: Option<Pending>,
+    /// Only a fresh connection will do for the current link.
+    fresh: bool,
     deadline: Instant,
     early_head: Duration,
     last_error: Option<Error>,
@@ -63,6 +72,27 @@ pub struct Exchange {
     cached: Part,
     _budget: Lease,
 }
+
+/// What came of a call that was waited for elsewhere, where a worker goes on with it.
+enum Pending {
+    /// The attempt ended so.
+    End(End),
+    /// This whole answer came, too large to be translated anywhere else.
+    Translate(Vec<u8>),
+}
+
+/// What came of a call that was waited for on a pump.
+pub(super) enum Outcome {
+    /// The whole answer.
+    Whole(Vec<u8>),
+    /// A status other than success, with its body.
+    Refused(HeadSays, Vec<u8>),
+    /// No answer.
+    Failed(Error),
+}
+
+/// Answers up to this many bytes are translated on a pump: some hundred microseconds.
+const TRANSLATED_ON_PUMP_MAX: usize = 64 * 1024;
 
 /// What the walk along the chain found.
 enum Ready {
@@ -140,6 +170,8 @@ impl Exchange {
                     waiting_since: None,
                     fair_after,
                     waits_for: WaitsFor::Nothing,
+                    pending: None,
+                    fresh: false,
                     deadline: request.started + total,
                     early_head,
                     last_error: None,
@@ -268,22 +300,46 @@ impl Exchange {
 
     /// Walks the chain from where it stands.
     fn go(mut self: Box<Self>, turn: &mut Turn<'_>) -> Step {
+        let place = match (turn.must_not_block(), turn.has_pumps()) {
+            // The first content of a stream is waited for on a worker.
+            (true, _) if self.ask.stream() => return Step::Defer(self),
+            (true, _) => Place::Pump,
+            (false, true) => Place::Asking,
+            (false, false) => Place::Worker,
+        };
         // The upstream's permit first, the scarcer one; then the right to run.
         let waiting = turn.waiting_timeout();
-        match self.ready(true, waiting) {
-            Ready::Go => {}
-            Ready::Wait(wait) => return Step::Wait(self, wait),
-            Ready::Over => return self.failed(),
+        let mut pending = self.pending.take();
+        if pending.is_none() {
+            match self.ready(true, waiting) {
+                Ready::Go => {}
+                Ready::Wait(wait) => return Step::Wait(self, wait),
+                Ready::Over => return self.failed(),
+            }
         }
         if !turn.begin_exchange() {
             let deadline = self.wait_deadline(waiting);
             let wait = self.wait(WaitsFor::Slot, turn.exchange_permits(), deadline);
+            self.pending = pending;
             return Step::Wait(self, wait);
         }
         let mut client = turn.client();
         client.end_by(self.deadline);
         loop {
-            match self.attempt(&mut client) {
+            let end = match pending.take() {
+                Some(Pending::End(end)) => end,
+                Some(Pending::Translate(body)) => {
+                    let end = self.translated(&body);
+                    self.settled(end)
+                }
+                None => self.attempt(&mut client, place),
+            };
+            match end {
+                End::Asked(asked) => return Step::Ask(Box::new(AskedCall::new(self, *asked))),
+                End::Defer => {
+                    self.waits_for = WaitsFor::Slot;
+                    return Step::Defer(self);
+                }
                 End::Streamed { keep_alive } => {
                     self.record.finish(200, client.bytes());
                     return Step::Streamed { keep_alive };
@@ -292,7 +348,7 @@ impl Exchange {
                     let bytes = client.bytes();
                     return Step::Flow { flow: Box::new(Flowing::new(self, *parts)), bytes };
                 }
-                End::Whole(body) => return self.whole(body),
+                End::Whole(body) => return Step::Respond(self.whole(body)),
                 End::Cut(error) => return self.cut(&error, &mut client),
                 End::Final(error) => {
                     self.last_error = Some(error);
@@ -361,6 +417,7 @@ impl Exchange {
     /// On to the next link; what was held for this one is given back.
     fn next(&mut self) {
         self.at += 1;
+        self.fresh = false;
         self.pass = None;
         self.charge = None;
         self.permit = None;
@@ -423,7 +480,7 @@ impl Exchange {
         self.next();
     }
 
-    fn attempt(&mut self, client: &mut ClientStream<'_>) -> End {
+    fn attempt(&mut self, client: &mut ClientStream<'_>, place: Place) -> End {
         let links_left = self.chain.len() - self.at;
         let Some((link, target)) = self.chain.get(self.at) else {
             return End::Final(Error::new(Kind::Internal, "an attempt without a link"));
@@ -452,23 +509,107 @@ impl Exchange {
             cached: &mut self.cached,
             first: self.at == 0,
             committed: false,
+            place,
+            fresh: self.fresh,
         };
         let end = attempt.run(client);
-        if matches!(end, End::Flowing(_)) {
-            if let Some(pass) = &mut self.pass {
-                pass.flows(clock::now());
-            }
-            return end;
-        }
-        self.permit = None;
+        self.settled(end)
+    }
+
+    /// Notes how an attempt ended, unless it goes on elsewhere.
+    fn settled(&mut self, end: End) -> End {
         match &end {
-            End::Streamed { .. } | End::Whole(_) | End::Flowing(_) => self.answered(),
+            End::Asked(_) | End::Defer => return end,
+            End::Flowing(_) => {
+                if let Some(pass) = &mut self.pass {
+                    pass.flows(clock::now());
+                }
+                return end;
+            }
+            End::Streamed { .. } | End::Whole(_) => self.answered(),
             End::MoveOn(error) | End::Final(error) | End::Cut(error) => self.attempt_failed(error),
         }
+        self.permit = None;
         end
     }
 
-    fn whole(mut self: Box<Self>, body: Vec<u8>) -> Step {
+    /// The whole answer in the client's words.
+    fn translated(&mut self, body: &[u8]) -> End {
+        let Some((link, target)) = self.chain.get(self.at) else {
+            return End::Final(Error::new(Kind::Internal, "an answer without a link"));
+        };
+        link.counts.answer(body.len());
+        let (ask, dialect) = (&self.ask, dialect(link, &self.ask));
+        match llm::whole(&self.reply, ask, dialect, body) {
+            Ok((translated, usage)) => {
+                let from = (&*link.settings.name, &*target.model);
+                self.record.answered_by(from.0, from.1);
+                self.cached.answered(|| Kept::of_whole(ask, dialect, body), from, self.at == 0);
+                self.usage(usage);
+                End::Whole(translated)
+            }
+            Err(fault) => End::MoveOn(fault_error(&fault, &link.settings.name)),
+        }
+    }
+
+    /// Goes on after a call that was waited for on a pump: with its answer, or on a worker.
+    pub(super) fn after_call(mut self: Box<Self>, outcome: Outcome) -> Done {
+        let end = match outcome {
+            Outcome::Failed(error) => {
+                let stale = error.retry() == Retry::FreshConnection && !self.fresh;
+                let link = self.chain.get(self.at);
+                if stale && link.is_some_and(|(link, _)| link.may_retry()) {
+                    self.fresh = true;
+                    return self.back(None);
+                }
+                before_commit(error)
+            }
+            Outcome::Refused(says, body) => refused(says, &body, self.upstream_name()),
+            Outcome::Whole(body) if body.len() > TRANSLATED_ON_PUMP_MAX => {
+                return self.back(Some(Pending::Translate(body)));
+            }
+            Outcome::Whole(body) => self.translated(&body),
+        };
+        match self.settled(end) {
+            End::Whole(body) => Done::Answer(self.whole(body)),
+            end => self.back(Some(Pending::End(end))),
+        }
+    }
+
+    fn back(mut self: Box<Self>, pending: Option<Pending>) -> Done {
+        self.pending = pending;
+        self.waits_for = WaitsFor::Slot;
+        Done::Back(self)
+    }
+
+    /// The client left, or the gateway stops, while a call was waited for on a pump.
+    pub(super) fn call_lost(mut self: Box<Self>, error: Error) {
+        if matches!(error.kind(), Kind::ClientGone | Kind::ClientStalled) {
+            // The upstream was at work on its prompt, which is paid for all the same.
+            let tokens = self.ask.prompt_tokens();
+            self.usage(tokens);
+        }
+        if let End::Final(error) = self.settled(End::Final(error)) {
+            self.record.failed(&error);
+            self.record.finish(error.row().status, 0);
+        }
+    }
+
+    /// Largest whole answer of the current link, in bytes.
+    pub(super) fn answer_max(&self) -> usize {
+        self.chain.get(self.at).map_or(0, |(link, _)| link.settings.answer_max)
+    }
+
+    /// The error of an answer that is larger than that, counted.
+    pub(super) fn answer_too_large(&self) -> Error {
+        let max = self.answer_max();
+        if let Some((link, _)) = self.chain.get(self.at) {
+            link.counts.answer_too_large();
+        }
+        too_large(max)
+    }
+
+    fn whole(mut self: Box<Self>, body: Vec<u8>) -> Response {
         self.record.finish(200, body.len() as u64);
         let mut response = Response::new(200, self.reply.content_type(), body);
         if let Some((link, target)) = self.chain.get(self.at) {
@@ -479,7 +620,7 @@ impl Exchange {
         for (name, value) in std::mem::take(&mut self.fields) {
             response = response.with(name, value);
         }
-        Step::Respond(response)
+        response
     }
 
     /// The stream ends with an error, in the client's own protocol and without its terminator.
@@ -667,7 +808,8 @@ impl Exchange {
 impl Job for Exchange {
     fn run(mut self: Box<Self>, permit: Option<Permit>, turn: &mut Turn<'_>) -> Step {
         // While it waited the breaker may have opened: it asks again. A probe is what it waits for.
-        if self.pass.as_ref().is_some_and(|pass| !pass.is_probe()) {
+        let ended = self.pending.is_some();
+        if !ended && self.pass.as_ref().is_some_and(|pass| !pass.is_probe()) {
             self.pass = None;
         }
         match (self.waited(), permit) {

@@ -6,8 +6,11 @@ use std::time::{Duration, Instant};
 use crate::base::clock;
 use crate::base::error::Result;
 use crate::llm::echo::Echo;
+use crate::net::http::ResponseHead;
 use crate::net::outbound::{Control, Exchange, Watch, pause};
 use crate::upstream::verdict;
+
+const JSON: &str = "application/json";
 
 /// What the head of an answer says.
 #[derive(Clone, Copy, Debug)]
@@ -24,6 +27,20 @@ impl HeadSays {
     /// The head of an answer that needs none: what comes is what was asked for.
     pub fn ok() -> Self {
         HeadSays { status: 200, retry_after: None, json: false }
+    }
+
+    /// What this head says.
+    pub fn of(head: &ResponseHead) -> Self {
+        let field = |name| head.headers.get_str(name);
+        let kind = field("content-type").unwrap_or_default().trim_ascii_start();
+        let json = kind.get(..JSON.len()).is_some_and(|kind| kind.eq_ignore_ascii_case(JSON));
+        let retry_after = verdict::retry_after(field("retry-after"), field("retry-after-ms"));
+        HeadSays { status: head.status, retry_after, json }
+    }
+
+    /// Whether an answer follows.
+    pub fn success(self) -> bool {
+        (200..300).contains(&self.status)
     }
 }
 
@@ -66,19 +83,7 @@ impl Source {
     /// As [`Exchange::head`].
     pub fn head(&mut self, watch: &Watch<'_>) -> Result<HeadSays> {
         match self {
-            Source::Upstream(exchange) => {
-                let head = exchange.head(watch)?;
-                let field = |name| head.headers.get_str(name);
-                let kind = field("content-type").unwrap_or_default();
-                Ok(HeadSays {
-                    status: head.status,
-                    retry_after: verdict::retry_after(
-                        field("retry-after"),
-                        field("retry-after-ms"),
-                    ),
-                    json: kind.trim_start().to_ascii_lowercase().starts_with("application/json"),
-                })
-            }
+            Source::Upstream(exchange) => Ok(HeadSays::of(exchange.head(watch)?)),
             Source::Echo(_) => Ok(HeadSays::ok()),
         }
     }

@@ -96,6 +96,10 @@ impl Shared {
         self.pumps.get(next)
     }
 
+    pub(super) fn has_pumps(&self) -> bool {
+        !self.pumps.is_empty()
+    }
+
     pub(super) fn queue_empty(&self) -> bool {
         self.queue.is_empty()
     }
@@ -238,7 +242,9 @@ impl Engine {
         }
         // What workers handed over after the parking thread had ended.
         for message in self.shared.inbox.take() {
-            if let Message::Park(conn, Purpose::Wait { job, .. }) = message {
+            if let Message::Park(conn, Purpose::Wait { job, .. } | Purpose::Resume { job, .. }) =
+                message
+            {
                 stop_waiting(&conn, job);
             }
         }

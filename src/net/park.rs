@@ -19,7 +19,7 @@ use mio::{Events, Interest, Poll, Token};
 use super::address::AddressLease;
 use super::conn::{ClientConn, Current, Fill};
 use super::engine::Shared;
-use super::http::Response;
+use super::http::{Request, Response};
 use super::http1;
 use super::inbox::{Grant, Message, WAKE};
 use super::intake::{Advance, Refusal};
@@ -33,7 +33,7 @@ use crate::base::error::{Error, Kind};
 use crate::base::heartbeat::Beat;
 use crate::base::id::RequestId;
 use crate::base::metrics::Lease;
-use crate::base::permits::{Place, Ticket};
+use crate::base::permits::{Permit, Place, Ticket};
 
 /// Events taken from the kernel at once.
 const EVENTS_MAX: usize = 1024;
@@ -73,6 +73,15 @@ pub enum Purpose {
         job: Box<dyn Job>,
         /// For what, and until when.
         wait: Wait,
+    },
+    /// Its complete request needs a worker.
+    Start(Box<Request>),
+    /// Its request goes on, and needs a worker for that.
+    Resume {
+        /// The request.
+        job: Box<dyn Job>,
+        /// The right to run that it holds.
+        slot: Option<Permit>,
     },
 }
 
@@ -299,6 +308,11 @@ impl Park {
             Purpose::Flush { out, close } => self.flush(conn, out, close, now),
             Purpose::Linger => self.linger(conn, now),
             Purpose::Wait { job, wait } => self.wait(conn, job, wait, now),
+            Purpose::Start(request) => {
+                conn.current = Some(Current::of_request(&request));
+                self.dispatch(conn, Work::Start(request), now);
+            }
+            Purpose::Resume { job, slot } => self.dispatch(conn, Work::Resume(job, slot), now),
         }
     }
 

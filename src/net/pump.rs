@@ -1,9 +1,11 @@
-//! Streams that flow: once the first content is out, an answer needs no thread of its own any more.
-//! A few pump threads bring the events of all such streams from their upstreams to their clients.
+//! What goes on without a thread of its own: streams whose first content is out, and calls whose
+//! whole answer is waited for (`pump/brisk.rs`). A few pump threads bring all of them on.
 //!
-//! A thread for each stream costs a context switch for each event, which on two cores is most of
-//! what a stream costs; here many events come from one look at the kernel. Nothing here blocks: a
-//! client that does not read stops only the reading from its own upstream.
+//! A thread for each costs a context switch for each event, which on two cores is most of what they
+//! cost; here many events come from one look at the kernel. Nothing here blocks: a client that does
+//! not read stops only the reading from its own upstream.
+
+pub mod brisk;
 
 use std::collections::BTreeSet;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
@@ -15,10 +17,13 @@ use mio::event::Event;
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token, Waker};
 
+use brisk::{Brisk, Call};
+
 use super::conn::ClientConn;
 use super::engine::Shared;
 use super::http1;
 use super::park::Purpose;
+use super::serve::Scratch;
 use crate::base::clock;
 use crate::base::error::{Error, Kind};
 use crate::base::heartbeat::Beat;
@@ -78,18 +83,30 @@ pub enum FlowStep {
     End,
 }
 
-/// A stream on its way to a pump.
-pub struct Entering {
-    /// The client.
-    pub conn: Box<ClientConn>,
-    /// The stream.
-    pub flow: Box<dyn Flow>,
-    /// The right to run, one of `server.exchanges_max`.
-    pub slot: Option<Permit>,
-    /// Whether the body is chunked; else it ends with the connection.
-    pub chunked: bool,
-    /// Body bytes that were sent already.
-    pub bytes: u64,
+/// What is on its way to a pump.
+pub enum Entering {
+    /// A stream.
+    Flow {
+        /// The client.
+        conn: Box<ClientConn>,
+        /// The stream.
+        flow: Box<dyn Flow>,
+        /// The right to run, one of `server.exchanges_max`.
+        slot: Option<Permit>,
+        /// Whether the body is chunked; else it ends with the connection.
+        chunked: bool,
+        /// Body bytes that were sent already.
+        bytes: u64,
+    },
+    /// A call whose whole answer is waited for.
+    Call {
+        /// The client.
+        conn: Box<ClientConn>,
+        /// The call.
+        call: Box<dyn Call>,
+        /// The right to run, one of `server.exchanges_max`.
+        slot: Option<Permit>,
+    },
 }
 
 /// What other threads hand to a pump. Bounded by `server.exchanges_max`: each holds a slot.
@@ -109,7 +126,7 @@ impl PumpInbox {
         Ok((PumpInbox { entering: Locked::new(Rank::Leaf, Vec::new()), waker }, poll))
     }
 
-    /// Hands a stream over.
+    /// Hands a stream or a call over.
     pub fn enter(&self, entering: Entering) {
         let first = self.entering.with(|all| {
             all.push(entering);
@@ -120,11 +137,16 @@ impl PumpInbox {
         }
     }
 
-    /// Ends the streams that came after the pump had ended.
+    /// Ends what came after the pump had ended.
     pub fn end_all(&self) {
-        for mut entering in self.entering.with(std::mem::take) {
-            entering.flow.lost(stopping());
-            entering.flow.ended(entering.bytes);
+        for entering in self.entering.with(std::mem::take) {
+            match entering {
+                Entering::Flow { mut flow, bytes, .. } => {
+                    flow.lost(stopping());
+                    flow.ended(bytes);
+                }
+                Entering::Call { call, .. } => call.lost(stopping()),
+            }
         }
     }
 
@@ -135,7 +157,13 @@ impl PumpInbox {
     }
 }
 
-struct Entry {
+/// What a place in a pump's table holds.
+enum Entry {
+    Flow(Flowing),
+    Brisk(Brisk),
+}
+
+struct Flowing {
     /// Gone once the client has its answer.
     conn: Option<Box<ClientConn>>,
     flow: Box<dyn Flow>,
@@ -164,6 +192,7 @@ pub struct Pump {
     timers: BTreeSet<(Instant, usize)>,
     again: Vec<usize>,
     data: Vec<u8>,
+    scratch: Scratch,
 }
 
 impl Pump {
@@ -178,6 +207,7 @@ impl Pump {
             timers: BTreeSet::new(),
             again: Vec::new(),
             data: Vec::new(),
+            scratch: Scratch::default(),
         }
     }
 
@@ -207,16 +237,29 @@ impl Pump {
             again.sort_unstable();
             again.dedup();
             for index in again {
-                self.guarded(index, |pump| pump.read(index, now));
+                self.guarded(index, |pump| match pump.entries.get(index) {
+                    Some(Some(Entry::Brisk(_))) => pump.go_on(index, now),
+                    _ => pump.read(index, now),
+                });
             }
             for entering in self.inbox.entering.with(std::mem::take) {
                 let index = self.reserve();
-                self.guarded(index, |pump| pump.enter(index, entering, now));
+                self.guarded(index, |pump| match entering {
+                    Entering::Flow { conn, flow, slot, chunked, bytes } => {
+                        pump.enter(index, conn, (flow, slot, chunked, bytes), now);
+                    }
+                    Entering::Call { conn, call, slot } => {
+                        pump.enter_call(index, conn, call, slot, now);
+                    }
+                });
             }
             self.expire(now);
         }
         for index in 0..self.entries.len() {
-            self.guarded(index, |pump| pump.lose(index, stopping()));
+            self.guarded(index, |pump| match pump.entries.get(index) {
+                Some(Some(Entry::Brisk(_))) => pump.lose_brisk(index, stopping()),
+                _ => pump.lose(index, stopping()),
+            });
         }
     }
 
@@ -235,25 +278,36 @@ impl Pump {
         })
     }
 
-    fn enter(&mut self, index: usize, entering: Entering, now: Instant) {
-        let Entering { conn, flow, slot, chunked, bytes } = entering;
+    /// Watches a client. False: there is no kernel memory for that.
+    fn watch_client(&self, index: usize, conn: &ClientConn) -> bool {
+        let fd = conn.as_fd().as_raw_fd();
+        let both = Interest::READABLE | Interest::WRITABLE;
+        self.poll.registry().register(&mut SourceFd(&fd), Token(2 * index + 2), both).is_ok()
+    }
+
+    /// Watches an upstream. False: there is no kernel memory for that.
+    fn watch_upstream(&self, index: usize, fd: RawFd) -> bool {
+        let token = Token(2 * index + 1);
+        self.poll.registry().register(&mut SourceFd(&fd), token, Interest::READABLE).is_ok()
+    }
+
+    fn unwatch(&self, fd: RawFd) {
+        let _ = self.poll.registry().deregister(&mut SourceFd(&fd));
+    }
+
+    fn enter(
+        &mut self,
+        index: usize,
+        conn: Box<ClientConn>,
+        (flow, slot, chunked, bytes): (Box<dyn Flow>, Option<Permit>, bool, u64),
+        now: Instant,
+    ) {
         let upstream = flow.upstream().map(|fd| fd.as_raw_fd());
-        let client = conn.as_fd().as_raw_fd();
-        let registry = self.poll.registry();
-        let mut watched = registry
-            .register(
-                &mut SourceFd(&client),
-                Token(2 * index + 2),
-                Interest::READABLE | Interest::WRITABLE,
-            )
-            .is_ok();
-        if let Some(fd) = upstream {
-            let token = Token(2 * index + 1);
-            watched &= registry.register(&mut SourceFd(&fd), token, Interest::READABLE).is_ok();
-        }
+        let watched = self.watch_client(index, &conn)
+            && upstream.is_none_or(|fd| self.watch_upstream(index, fd));
         let timer = flow.deadline().min(now + SLEEP_MAX);
         self.timers.insert((timer, index));
-        self.entries[index] = Some(Entry {
+        self.entries[index] = Some(Entry::Flow(Flowing {
             conn: Some(conn),
             flow,
             _slot: slot,
@@ -266,7 +320,7 @@ impl Pump {
             ended: false,
             upstream,
             timer,
-        });
+        }));
         if watched {
             // What came before the registration is told by it; what the worker had read is not.
             self.read(index, now);
@@ -279,7 +333,14 @@ impl Pump {
     fn ready(&mut self, event: &Event, now: Instant) {
         let Token(token) = event.token();
         let index = (token - 1) / 2;
-        let Some(Some(entry)) = self.entries.get_mut(index) else { return };
+        let entry = match self.entries.get_mut(index) {
+            Some(Some(Entry::Flow(entry))) => entry,
+            Some(Some(Entry::Brisk(_))) => {
+                self.brisk_ready(index, token % 2 == 1, event, now);
+                return;
+            }
+            _ => return,
+        };
         if token % 2 == 1 {
             self.read(index, now);
         } else if entry.conn.is_some() {
@@ -294,7 +355,7 @@ impl Pump {
 
     /// Brings what the upstream has to the client.
     fn read(&mut self, index: usize, now: Instant) {
-        let Some(Some(entry)) = self.entries.get_mut(index) else { return };
+        let Some(Some(Entry::Flow(entry))) = self.entries.get_mut(index) else { return };
         if entry.conn.is_none() {
             if entry.flow.tail() {
                 self.remove(index);
@@ -320,11 +381,11 @@ impl Pump {
     /// An upstream's connection whose answer is at its end is back in its pool: from now on another
     /// stream may enter with it, so its registration must be gone.
     fn unwatch_spent(&mut self, index: usize) {
-        let Some(Some(entry)) = self.entries.get_mut(index) else { return };
+        let Some(Some(Entry::Flow(entry))) = self.entries.get_mut(index) else { return };
         if entry.flow.upstream().is_none()
             && let Some(fd) = entry.upstream.take()
         {
-            let _ = self.poll.registry().deregister(&mut SourceFd(&fd));
+            self.unwatch(fd);
         }
     }
 
@@ -336,7 +397,7 @@ impl Pump {
 
     /// Frames what `self.data` holds, and sends it.
     fn step(&mut self, index: usize, step: FlowStep, now: Instant) {
-        let Some(Some(entry)) = self.entries.get_mut(index) else { return };
+        let Some(Some(Entry::Flow(entry))) = self.entries.get_mut(index) else { return };
         if !self.data.is_empty() {
             entry.bytes += self.data.len() as u64;
             if entry.chunked {
@@ -359,7 +420,7 @@ impl Pump {
     }
 
     fn flush(&mut self, index: usize, now: Instant) {
-        let Some(Some(entry)) = self.entries.get_mut(index) else { return };
+        let Some(Some(Entry::Flow(entry))) = self.entries.get_mut(index) else { return };
         let Some(conn) = &entry.conn else { return };
         while entry.sent < entry.out.len() {
             match conn.send_now(&entry.out[entry.sent..]) {
@@ -392,7 +453,7 @@ impl Pump {
 
     /// The client has everything. The entry stays for the end of the upstream's message.
     fn end(&mut self, index: usize, now: Instant) {
-        let Some(Some(entry)) = self.entries.get_mut(index) else { return };
+        let Some(Some(Entry::Flow(entry))) = self.entries.get_mut(index) else { return };
         let Some(conn) = entry.conn.take() else { return };
         entry.flow.ended(entry.bytes);
         let fd = conn.as_fd().as_raw_fd();
@@ -415,7 +476,7 @@ impl Pump {
     }
 
     fn lose(&mut self, index: usize, error: Error) {
-        if let Some(Some(entry)) = self.entries.get_mut(index)
+        if let Some(Some(Entry::Flow(entry))) = self.entries.get_mut(index)
             && entry.conn.is_some()
         {
             entry.flow.lost(error);
@@ -431,12 +492,15 @@ impl Pump {
                 break;
             }
             self.timers.pop_first();
-            self.guarded(index, |pump| pump.expired(index, now, write_timeout));
+            self.guarded(index, |pump| match pump.entries.get(index) {
+                Some(Some(Entry::Brisk(_))) => pump.brisk_expired(index, now),
+                _ => pump.expired(index, now, write_timeout),
+            });
         }
     }
 
     fn expired(&mut self, index: usize, now: Instant, write_timeout: Duration) {
-        let Some(Some(entry)) = self.entries.get_mut(index) else { return };
+        let Some(Some(Entry::Flow(entry))) = self.entries.get_mut(index) else { return };
         if entry.conn.is_none() {
             self.remove(index);
             return;
@@ -446,7 +510,7 @@ impl Pump {
             // taken yet although it takes some all the time.
             self.flush(index, now);
         }
-        let Some(Some(entry)) = self.entries.get_mut(index) else { return };
+        let Some(Some(Entry::Flow(entry))) = self.entries.get_mut(index) else { return };
         if entry.conn.is_none() {
             return;
         }
@@ -488,17 +552,25 @@ impl Pump {
     }
 
     fn remove(&mut self, index: usize) {
-        let Some(entry) = self.entries.get_mut(index).and_then(Option::take) else { return };
-        self.timers.remove(&(entry.timer, index));
-        let registry = self.poll.registry();
-        if let Some(conn) = &entry.conn {
-            let fd = conn.as_fd().as_raw_fd();
-            let _ = registry.deregister(&mut SourceFd(&fd));
+        drop(self.take(index));
+    }
+
+    /// Takes an entry out of the table, with nothing of it watched any more.
+    fn take(&mut self, index: usize) -> Option<Entry> {
+        let entry = self.entries.get_mut(index)?.take()?;
+        let (timer, conn, upstream) = match &entry {
+            Entry::Flow(flow) => (flow.timer, flow.conn.as_deref(), flow.upstream),
+            Entry::Brisk(brisk) => (brisk.timer, Some(&*brisk.conn), brisk.upstream),
+        };
+        self.timers.remove(&(timer, index));
+        if let Some(conn) = conn {
+            self.unwatch(conn.as_fd().as_raw_fd());
         }
-        if let Some(fd) = entry.upstream {
-            let _ = registry.deregister(&mut SourceFd(&fd));
+        if let Some(fd) = upstream {
+            self.unwatch(fd);
         }
         self.free.push(index);
+        Some(entry)
     }
 }
 

@@ -22,7 +22,8 @@ use crate::base::permits::Permit;
 #[derive(Default)]
 pub struct Scratch {
     out: Vec<u8>,
-    slot: Option<Permit>,
+    /// The right to run, of what goes on elsewhere.
+    pub(super) slot: Option<Permit>,
 }
 
 /// What comes after an answer.
@@ -46,7 +47,7 @@ pub fn serve(shared: &Arc<Shared>, task: Task, late: Option<Error>, scratch: &mu
     loop {
         let (keep, step) = match work {
             Ok(response) => (true, Step::Respond(response)),
-            Err(work) => turn(shared, &mut conn, work, &mut occupied, scratch),
+            Err(work) => turn(shared, &mut conn, work, &mut occupied, scratch, false),
         };
         turns += 1;
         let next = match step {
@@ -68,12 +69,24 @@ pub fn serve(shared: &Arc<Shared>, task: Task, late: Option<Error>, scratch: &mu
                 let chunked = conn.current.as_ref().is_some_and(|current| current.http11);
                 let slot = scratch.slot.take();
                 if let Some(pump) = shared.pump() {
-                    pump.enter(Entering { conn, flow, slot, chunked, bytes });
+                    pump.enter(Entering::Flow { conn, flow, slot, chunked, bytes });
+                }
+                return;
+            }
+            Step::Ask(call) => {
+                let slot = scratch.slot.take();
+                if let Some(pump) = shared.pump() {
+                    pump.enter(Entering::Call { conn, call, slot });
                 }
                 return;
             }
             Step::Wait(job, wait) => {
                 shared.inbox.park(conn, Purpose::Wait { job, wait });
+                return;
+            }
+            Step::Defer(job) => {
+                let slot = scratch.slot.take();
+                shared.inbox.park(conn, Purpose::Resume { job, slot });
                 return;
             }
         };
@@ -90,24 +103,26 @@ pub fn serve(shared: &Arc<Shared>, task: Task, late: Option<Error>, scratch: &mu
 
 /// Runs one turn. A panic is a 500, or the end of an answer that has begun, and a closed connection;
 /// the worker lives.
-fn turn(
+pub(super) fn turn(
     shared: &Arc<Shared>,
     conn: &mut ClientConn,
     work: Work,
     occupied: &mut Option<Occupied>,
     scratch: &mut Scratch,
+    on_pump: bool,
 ) -> (bool, Step) {
     if let Work::Start(request) = &work {
         conn.current = Some(Current::of_request(request));
     }
-    let mut turn = Turn { shared, conn, occupied, slot: None, out: &mut scratch.out };
+    let mut turn = Turn { shared, conn, occupied, slot: None, out: &mut scratch.out, on_pump };
     let ran = catch_unwind(AssertUnwindSafe(|| match work {
         Work::Start(request) => shared.service.start(*request, &mut turn),
         Work::Resume(job, permit) => job.run(permit, &mut turn),
     }));
     let slot = turn.slot.take();
-    // A stream that flows on takes its slot along.
-    scratch.slot = slot.filter(|_| matches!(ran, Ok(Step::Flow { .. })));
+    // What goes on elsewhere takes its slot along.
+    let goes_on = matches!(ran, Ok(Step::Flow { .. } | Step::Ask(_) | Step::Defer(_)));
+    scratch.slot = slot.filter(|_| goes_on);
     match ran {
         Ok(step) => (true, step),
         Err(_) => {

@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use super::http::{Head, Request, Response};
 use super::pump::Flow;
+use super::pump::brisk::Call;
 use super::turn::Turn;
 use crate::base::error::Error;
 use crate::base::id::RequestId;
@@ -39,6 +40,10 @@ pub enum Step {
         /// Body bytes that were sent already.
         bytes: u64,
     },
+    /// The upstream was asked, and its whole answer is waited for without a thread.
+    Ask(Box<dyn Call>),
+    /// What comes next might block: on a pump, a worker takes it over by [`Job::run`].
+    Defer(Box<dyn Job>),
     /// The request waits as data, and goes on with [`Job::run`] once a permit is granted.
     Wait(Box<dyn Job>, Wait),
 }
@@ -83,7 +88,14 @@ pub trait Service: Send + Sync + 'static {
         id: &RequestId,
     ) -> Result<Admission, Box<Response>>;
 
-    /// Answers a complete request, on a worker.
+    /// Whether [`Service::start`] with this request neither blocks nor takes long where
+    /// [`Turn::must_not_block`] says so: then a pump may begin it.
+    fn brisk(&self, request: &Request) -> bool {
+        let _ = request;
+        false
+    }
+
+    /// Answers a complete request, on a worker, or on a pump when it is brisk.
     fn start(&self, request: Request, turn: &mut Turn<'_>) -> Step;
 
     /// The answer to a request of this route whose handler panicked. The handler's own record of the

@@ -29,9 +29,21 @@ pub struct Turn<'a> {
     pub(super) occupied: &'a mut Option<Occupied>,
     pub(super) slot: Option<Permit>,
     pub(super) out: &'a mut Vec<u8>,
+    pub(super) on_pump: bool,
 }
 
 impl Turn<'_> {
+    /// Whether this is a pump, on which many others wait: what might block ends the turn with
+    /// [`Step::Defer`](super::service::Step::Defer).
+    pub fn must_not_block(&self) -> bool {
+        self.on_pump
+    }
+
+    /// Whether answers can be waited for without a thread ([`Step::Ask`](super::service::Step::Ask)).
+    pub fn has_pumps(&self) -> bool {
+        self.shared.has_pumps()
+    }
+
     /// Begins an upstream exchange: this worker runs it in place and is replaced. False when
     /// `server.exchanges_max` run already; then wait for [`Turn::exchange_permits`].
     pub fn begin_exchange(&mut self) -> bool {
@@ -52,7 +64,7 @@ impl Turn<'_> {
 
     /// This worker may block for a moment: it is replaced for the time of this turn.
     pub fn occupy(&mut self) {
-        if self.occupied.is_none() {
+        if self.occupied.is_none() && !self.on_pump {
             *self.occupied = Some(Occupied::begin(self.shared));
         }
     }

@@ -177,6 +177,11 @@ impl Link {
         self.budget.with(|budget| budget.request(now));
     }
 
+    /// Whether there is a connection that could be used at once.
+    pub fn has_idle(&self) -> bool {
+        self.pool.as_ref().is_some_and(|pool| pool.idle() > 0)
+    }
+
     /// Takes one retry from the budget, when it has one.
     pub fn may_retry(&self) -> bool {
         let now = clock::now();

@@ -214,28 +214,82 @@ impl Exchange {
     /// # Errors
     /// `UpstreamTimeout`, `UpstreamCut`, `UpstreamMalformed`, `ClientGone`, `Draining`.
     pub fn head(&mut self, watch: &Watch<'_>) -> Result<&ResponseHead> {
-        while self.head.is_none() {
-            match self.next_head()? {
-                Some((head, used)) => {
-                    self.unread.start += used;
-                    self.decoder = BodyDecoder::of_answer(head.body);
-                    self.head = Some(head);
-                }
-                None => {
-                    self.make_room();
-                    if self.fill(watch)? == 0 {
-                        return Err(self.lost(None));
-                    }
-                }
+        while !self.found_head()? {
+            self.make_room();
+            if self.fill(watch)? == 0 {
+                return Err(self.lost(None));
             }
-        }
-        if self.decoder.finished() {
-            self.give_back();
         }
         match &self.head {
             Some(head) => Ok(head),
             None => Err(Error::new(Kind::Internal, "an answer without a head")),
         }
+    }
+
+    /// Takes the head from what was read; false while it is not whole.
+    fn found_head(&mut self) -> Result<bool> {
+        if self.head.is_none() {
+            let Some((head, used)) = self.next_head()? else { return Ok(false) };
+            self.unread.start += used;
+            self.decoder = BodyDecoder::of_answer(head.body);
+            self.head = Some(head);
+        }
+        if self.decoder.finished() {
+            self.give_back();
+        }
+        Ok(true)
+    }
+
+    /// The head of the answer, without waiting; `None` while it is not here. Interim answers are
+    /// skipped.
+    ///
+    /// # Errors
+    /// `UpstreamCut`, `UpstreamMalformed`, `Draining` when cancelled.
+    pub fn head_now(&mut self) -> Result<Option<&ResponseHead>> {
+        let mut read = false;
+        while !self.found_head()? {
+            if read && !self.more {
+                return Ok(None);
+            }
+            self.make_room();
+            match self.read_now()? {
+                None => return Ok(None),
+                Some(0) => return Err(self.lost(None)),
+                Some(_) => read = true,
+            }
+        }
+        Ok(self.head.as_ref())
+    }
+
+    /// Reads once behind what is unread, without waiting; `None`: there is nothing now.
+    fn read_now(&mut self) -> Result<Option<usize>> {
+        self.take_buffer();
+        let Some(stream) = &mut self.stream else { return Ok(Some(0)) };
+        let room = &mut self.buffer[self.unread.end..];
+        let size = room.len();
+        match stream.read(room) {
+            Ok(bytes) => {
+                if let Some(stop) = self.control.stopped() {
+                    return Err(self.stopped(stop));
+                }
+                // TLS may hold more than the socket shows.
+                self.more = bytes > 0 && (bytes == size || stream.may_hold_data());
+                self.unread.end += bytes;
+                self.answered |= bytes > 0;
+                Ok(Some(bytes))
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                self.more = false;
+                self.release_buffer();
+                Ok(None)
+            }
+            Err(error) => Err(self.lost(Some(error))),
+        }
+    }
+
+    /// The error of a call whose deadline ran out while nobody waited for it.
+    pub fn late(&self, phase: Phase) -> Error {
+        self.stopped(Stop::Deadline(phase))
     }
 
     /// Waits for the next bytes of the body; `None` is its end. As soon as the last ones are read,
@@ -293,31 +347,18 @@ impl Exchange {
                 self.release_buffer();
                 return Ok(Now::Nothing);
             }
+            if self.stream.is_none() {
+                return Ok(Now::End);
+            }
             self.unread = 0..0;
-            self.take_buffer();
-            let Some(stream) = &mut self.stream else { return Ok(Now::End) };
-            let size = self.buffer.len();
-            match stream.read(&mut self.buffer) {
-                Ok(0) => {
-                    if let Some(stop) = self.control.stopped() {
-                        return Err(self.stopped(stop));
-                    }
+            match self.read_now()? {
+                None => return Ok(Now::Nothing),
+                Some(0) => {
                     if let Err(cut) = self.decoder.end_of_input() {
                         return Err(self.cut(Some(&cut), None));
                     }
                 }
-                Ok(bytes) => {
-                    read = true;
-                    // TLS may hold more than the socket shows.
-                    self.more = bytes == size || stream.may_hold_data();
-                    self.unread = 0..bytes;
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    self.more = false;
-                    self.release_buffer();
-                    return Ok(Now::Nothing);
-                }
-                Err(error) => return Err(self.lost(Some(error))),
+                Some(_) => read = true,
             }
         }
     }
