@@ -6,8 +6,12 @@
 //! run. When that is much longer they queue behind each other at the upstream, and the limit goes
 //! down in proportion; else it grows by a few. Time to the first content of streams and time of whole
 //! answers are different things and are compared apart. An upstream that says it is overloaded, or
-//! does not answer in time, lowers the limit by a tenth. The long run follows what it sees, so an
-//! overload that lasts for ten minutes becomes normal; `concurrency_max` bounds that.
+//! does not answer in time, lowers the limit by a tenth.
+//!
+//! One thing differs from gradient2. There the long run follows all that it sees, and so a load that
+//! lasts makes its own queues normal: simulated, the limit doubled every eight minutes. Here it rises
+//! only where nothing queues because of us: while the limit is not used up, and when the limit is so
+//! low already that a slower upstream must be what there is.
 
 use std::time::{Duration, Instant};
 
@@ -28,6 +32,15 @@ const QUEUE: f64 = 4.0;
 /// Calls may take this much longer than in the long run before that counts (Netflix's first versions:
 /// 1.5): answers of models differ in length.
 const TOLERANCE: f64 = 1.5;
+
+/// The limit does not settle lower than this by being slow: then half of it and [`QUEUE`] are as much.
+const FLOOR: f64 = 2.0 * QUEUE + 1.0;
+
+/// From the floor on, up to this limit, the long run is learned anew.
+const LEARNING_MAX: f64 = 2.0 * FLOOR;
+
+/// How much of a window the long run takes over then.
+const LEARNING_SMOOTHING: f64 = 0.1;
 
 /// No window lowers the limit by more than this.
 const GRADIENT_MIN: f64 = 0.5;
@@ -54,13 +67,16 @@ struct Average {
 }
 
 impl Average {
-    fn add(&mut self, value: f64) {
+    /// Takes a window in, of a limit that is `used` up, or `learning` what is normal.
+    fn add(&mut self, value: f64, used: bool, learning: bool) {
         self.windows = self.windows.saturating_add(1);
-        if self.windows <= WARM_UP {
-            self.value += (value - self.value) / f64::from(self.windows);
-        } else {
-            self.value += (value - self.value) * 2.0 / (LONG_WINDOWS + 1.0);
-        }
+        let part = match () {
+            () if self.windows <= WARM_UP => 1.0 / f64::from(self.windows),
+            () if learning => LEARNING_SMOOTHING,
+            () if !used || value < self.value => 2.0 / (LONG_WINDOWS + 1.0),
+            () => 0.0,
+        };
+        self.value += (value - self.value) * part;
     }
 }
 
@@ -86,6 +102,8 @@ pub struct Adaptive {
     max: f64,
     limit: f64,
     long: [Average; 2],
+    /// The limit was as low as it gets, and has not grown far from there.
+    learning: bool,
     window: Window,
 }
 
@@ -97,6 +115,7 @@ impl Adaptive {
             max: 1.0,
             limit: INITIAL,
             long: [Average::default(); 2],
+            learning: false,
             window: Window::new(now),
         };
         adaptive.set_bounds(min, max);
@@ -152,10 +171,11 @@ impl Adaptive {
         }
         self.window = Window::new(now);
         let before = self.limit();
-        let gradient = self.gradient(&window, samples);
+        let used = as_f64(window.in_flight) >= self.limit / 2.0;
+        let gradient = self.gradient(&window, samples, used);
         if window.overloaded {
             self.limit *= BACKOFF;
-        } else if as_f64(window.in_flight) >= self.limit / 2.0 {
+        } else if used {
             // Fewer under way say nothing about a higher limit.
             let target = self.limit * gradient + QUEUE;
             self.limit = self.limit * (1.0 - SMOOTHING) + target * SMOOTHING;
@@ -165,14 +185,19 @@ impl Adaptive {
     }
 
     /// How calls of now compare with those of the long run: 1 for as fast, less for slower.
-    fn gradient(&mut self, window: &Window, samples: u32) -> f64 {
+    fn gradient(&mut self, window: &Window, samples: u32, used: bool) -> f64 {
+        if self.limit <= self.min.max(FLOOR) {
+            self.learning = true;
+        } else if self.limit > self.min.max(LEARNING_MAX) {
+            self.learning = false;
+        }
         let mut weighted = 0.0;
         for ((sum, count), long) in window.sums.iter().zip(&mut self.long) {
             if *count == 0 {
                 continue;
             }
             let short = (sum / f64::from(*count)).max(f64::EPSILON);
-            long.add(short);
+            long.add(short, used, self.learning);
             // After an overload the long run is too long: it comes back faster than it went.
             if long.value / short > 2.0 {
                 long.value *= 0.9;
@@ -195,11 +220,12 @@ mod tests {
     use crate::base::clock;
     use proptest::prelude::*;
 
-    /// An upstream that serves `slots` at once, each in 100 ms; the others queue there. Whoever calls
+    /// An upstream that serves `slots` at once, each in `service`; the others queue there. Whoever calls
     /// it does so as often as the limit lets them.
     struct World {
         adaptive: Adaptive,
         slots: u64,
+        service: Duration,
         demand: u64,
         now: Instant,
     }
@@ -207,7 +233,13 @@ mod tests {
     impl World {
         fn new(slots: u64) -> Self {
             let now = clock::now();
-            World { adaptive: Adaptive::new(2, 200, now), slots, demand: u64::MAX, now }
+            World {
+                adaptive: Adaptive::new(2, 200, now),
+                slots,
+                service: Duration::from_millis(100),
+                demand: u64::MAX,
+                now,
+            }
         }
 
         fn run(&mut self, seconds: u64) -> u64 {
@@ -215,7 +247,7 @@ mod tests {
             while self.now < end {
                 let in_flight = self.adaptive.limit().min(self.demand).max(1);
                 let rounds = as_f64(in_flight) / as_f64(self.slots);
-                let took = Duration::from_millis(100).mul_f64(rounds.max(1.0));
+                let took = self.service.mul_f64(rounds.max(1.0));
                 self.now += took;
                 for _ in 0..in_flight {
                     self.adaptive.answered(Timed::Whole, took, in_flight, self.now);
@@ -235,6 +267,9 @@ mod tests {
             world.demand = u64::MAX;
             let limit = world.run(120);
             assert!(limit >= slots && limit <= slots * 5 / 2, "{limit} for {slots}");
+            // And it stays there, however long the load lasts.
+            let later = world.run(1200);
+            assert!(later >= slots && later <= slots * 5 / 2, "{later} for {slots}");
         }
     }
 
@@ -251,6 +286,18 @@ mod tests {
         world.slots = 40;
         let up = world.run(120);
         assert!(up >= 40, "{down} became {up}");
+    }
+
+    #[test]
+    fn an_upstream_that_is_slower_for_good_is_taken_as_it_is() {
+        let mut world = World::new(40);
+        world.demand = 20;
+        world.run(60);
+        world.demand = u64::MAX;
+        world.run(120);
+        world.service = Duration::from_millis(300);
+        let limit = world.run(600);
+        assert!(limit >= 40, "{limit}");
     }
 
     #[test]
