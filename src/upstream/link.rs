@@ -17,7 +17,7 @@ use crate::config::settings::{BaseUrl, Breaker, Secret, Upstream, UpstreamKind};
 use crate::net::outbound::{Origin, Pool, ProxyAddr, Resolver};
 
 use super::adaptive::{Adaptive, Timed};
-use super::breaker::Rules;
+use super::breaker::{Force, Rules};
 use super::breakers::{Breakers, Pass, Unavailable, View};
 use super::budget::RetryBudget;
 use super::outcome;
@@ -342,6 +342,13 @@ impl Links {
     pub fn close_idle(&self) {
         let known: Vec<_> = self.known.with(|known| known.values().cloned().collect());
         known.iter().filter_map(|link| link.pool.as_ref()).for_each(|pool| pool.close_idle());
+    }
+
+    /// Sets a breaker by hand: of a model, or without one of the upstream's address. False when there
+    /// is no such upstream, or no breaker of it.
+    pub fn force(&self, upstream: &str, model: Option<&str>, force: Force) -> bool {
+        let link = self.known.with(|known| known.get(upstream).cloned());
+        link.is_some_and(|link| link.breakers.force(model, force, clock::now()))
     }
 
     fn link(&self, settings: &Arc<Upstream>, old: Option<&Arc<Link>>) -> Result<Link> {
