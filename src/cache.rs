@@ -9,6 +9,7 @@
 mod counters;
 pub mod flight;
 pub mod store;
+pub mod watch;
 
 #[cfg(test)]
 mod tests;
@@ -196,6 +197,12 @@ impl<V: Clone + Send> Cache<V> {
             evict(&mut state.store, &mut left);
             self.0.counters.measure(&state.store, &left);
         });
+    }
+}
+
+impl<V> std::fmt::Debug for Cache<V> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Cache")
     }
 }
 

@@ -2,6 +2,7 @@
 //! error; exit codes stand in [`crate::base::exit`].
 
 mod breaker;
+mod cache;
 mod check;
 mod client;
 mod completions;
@@ -34,6 +35,7 @@ enum Command {
     Check(check::Check),
     Limits(limits::Limits),
     Breaker(breaker::Breaker),
+    Cache(cache::Cache),
     Usage(usage::Usage),
     Config(config::Config),
     Key(key::Key),
@@ -52,6 +54,7 @@ fn execute(args: impl IntoIterator<Item = std::ffi::OsString>) -> Exit {
             Command::Check(command) => command.execute(),
             Command::Limits(command) => command.execute(),
             Command::Breaker(command) => command.execute(),
+            Command::Cache(command) => command.execute(),
             Command::Usage(command) => command.execute(),
             Command::Config(command) => command.execute(),
             Command::Key(command) => command.execute(),

@@ -5,6 +5,7 @@
 
 mod descriptors;
 mod drain;
+mod folders;
 mod overload;
 mod planes;
 mod reload;

@@ -11,6 +11,7 @@ use crate::base::health::Board;
 use crate::base::heartbeat::Heartbeats;
 use crate::base::id::RequestId;
 use crate::base::metrics::Registry;
+use crate::gateway::cached::Answers;
 use crate::gateway::usage::{Accounts, Question};
 use crate::log_limited;
 use crate::net::http::{Head, Method, Request, Response};
@@ -21,6 +22,7 @@ use crate::observe::prometheus;
 use crate::upstream::link::Links;
 
 mod breakers;
+mod cache;
 mod limits;
 mod probes;
 
@@ -40,6 +42,8 @@ pub struct OpsHandler {
     links: Option<Arc<Links>>,
     /// Who used how much.
     accounts: Option<Arc<Accounts>>,
+    /// Answers that are kept.
+    answers: Option<Answers>,
     /// Only callers on this machine can reach the listener.
     loopback: bool,
 }
@@ -53,7 +57,8 @@ impl OpsHandler {
         listen: SocketAddr,
     ) -> Self {
         let loopback = listen.ip().is_loopback();
-        OpsHandler { board, heartbeats, registry, links: None, accounts: None, loopback }
+        let (links, accounts, answers) = (None, None, None);
+        OpsHandler { board, heartbeats, registry, links, accounts, answers, loopback }
     }
 
     /// Shows the breakers of these.
@@ -67,6 +72,13 @@ impl OpsHandler {
     #[must_use]
     pub fn with_accounts(mut self, accounts: Arc<Accounts>) -> Self {
         self.accounts = Some(accounts);
+        self
+    }
+
+    /// Shows the figures of this cache, beside those of the catalog's own.
+    #[must_use]
+    pub fn with_answers(mut self, answers: Answers) -> Self {
+        self.answers = Some(answers);
         self
     }
 
@@ -91,6 +103,7 @@ impl OpsHandler {
             "metrics" if part.is_none() => &|| Some(self.metrics()),
             "limits" if part.is_none() => &|| Some(limits::answer(&self.registry)),
             "breakers" if part.is_none() => &|| Some(self.breakers()),
+            "cache" if part.is_none() => &|| Some(cache::answer(self.answers.as_ref())),
             "usage" if part.is_none() => &|| self.usage(query),
             _ => return not_found(path),
         };
@@ -150,8 +163,9 @@ fn names_no_site(host: &str) -> bool {
 }
 
 fn not_found(path: &str) -> Response {
-    let text =
-        format!("no {path} here; ask for /livez, /readyz, /metrics, /limits, /breakers or /usage");
+    let text = format!(
+        "no {path} here; ask for /livez, /readyz, /metrics, /limits, /breakers, /cache or /usage"
+    );
     problem(&Error::new(Kind::NotFound, text))
 }
 

@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 
 use crate::support::ask;
 use crate::support::conf::Conf;
-use crate::support::daemon::Daemon;
+use crate::support::daemon::{Daemon, command};
 use crate::support::peers::{Call, FakeUpstream, Gate, Step, answers};
 use crate::support::sandbox::Sandbox;
 use crate::support::stream::{Dialect, Stream};
@@ -503,4 +503,49 @@ fn past_the_bound_on_those_who_wait_a_request_asks_by_itself() {
     assert_eq!(origins, ["miss", "coalesced", "miss"]);
     assert_eq!(count(&daemon, "embeddings", "miss"), 2);
     assert_eq!(daemon.metrics().limit("refused_total", "cache.waiting_max"), 1);
+}
+
+#[test]
+fn the_cache_is_shown_and_a_change_in_a_watched_folder_clears_it() {
+    let sandbox = Sandbox::new();
+    let upstream = FakeUpstream::start(Dialect::OpenAi, |call| answers::good(call, ""));
+    let folder = sandbox.path("documents");
+    let watch = "[[cache.watch]]\npath = \"documents\"\nnamespace = \"embeddings\"";
+    let conf = Conf::new().fake("u", &upstream, "").text(watch);
+    // The folder comes later than the daemon, which is a change as well.
+    let daemon = Daemon::start(&sandbox, &conf);
+    let version = || -> u64 {
+        let answer = crate::support::wire::ask(daemon.ops, ask::get("/cache"));
+        answer.json()["namespaces"][0]["version"].as_u64().unwrap()
+    };
+    let begun = version();
+    std::fs::create_dir(&folder).unwrap();
+    assert_eventually!(version() > begun);
+    // Its own clearing may come after that of its coming.
+    let mut n = 0;
+    assert_eventually!({
+        n += 1;
+        let _ = daemon.ask(embeddings("u/m", "x"));
+        let kept = origin(&daemon.ask(embeddings("u/m", "x"))) == "hit";
+        let before = version();
+        std::fs::write(folder.join("a"), n.to_string()).unwrap();
+        let begun = std::time::Instant::now();
+        while version() == before && begun.elapsed() < Duration::from_secs(1) {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        kept && version() > before && origin(&daemon.ask(embeddings("u/m", "x"))) == "miss"
+    });
+    let shown = command(&sandbox)
+        .args(["cache", "--ops", &daemon.ops.to_string()])
+        .output()
+        .map(|output| String::from_utf8(output.stdout).unwrap())
+        .unwrap();
+    let lines: Vec<&str> = shown.lines().collect();
+    assert!(lines[0].starts_with("NAMESPACE") && lines[0].ends_with("CLEARED"), "{shown}");
+    assert!(lines[1].starts_with("embeddings") && lines[2].starts_with("chat"), "{shown}");
+    // A reload ends the watch.
+    daemon.rewrite(&Conf::new().fake("u", &upstream, ""));
+    daemon.signal(Signal::HUP);
+    assert_eventually!(!daemon.process().threads().contains(&"cache-watch".to_owned()));
+    daemon.assert_well("after the watch");
 }

@@ -18,13 +18,15 @@ use super::names::{ECHO, free, split};
 use super::nearest::nearest;
 use super::price;
 use super::raw::{
-    CONCURRENCY_DEFAULT, Raw, RawFormat, RawKind, RawLevel, RawLink, RawPer, RawRoutes, RawUpstream,
+    CONCURRENCY_DEFAULT, Raw, RawFormat, RawKind, RawLevel, RawLink, RawNamespace, RawPer,
+    RawRoutes, RawUpstream, RawWatch,
 };
 use super::report::{Report, join};
 use super::secret;
 use super::settings::{
-    Auth, BaseUrl, Breaker, Cache, Config, Key, Limit, Log, LogFormat, Model, OWN_LIMIT, Ops,
-    Overload, Per, Prices, Resources, Routes, Server, Target, Upstream, UpstreamKind,
+    Auth, BaseUrl, Breaker, Cache, Config, Key, Limit, Log, LogFormat, Model, Namespace, OWN_LIMIT,
+    Ops, Overload, Per, Prices, Resources, Routes, Server, Target, Upstream, UpstreamKind,
+    WatchedFolder,
 };
 use super::unit::Size;
 use super::url;
@@ -89,7 +91,7 @@ pub(super) fn build(raw: &Raw, site: &Site<'_>, report: &mut Report) -> Config {
         models,
         prices,
         usage: price::usage(raw),
-        cache: cache(raw, report),
+        cache: cache(raw, site, report),
         log: log(raw, site),
         state_dir: state_dir(raw, site),
         server,
@@ -173,7 +175,7 @@ fn address(text: &str, port: u16, place: &str, report: &mut Report) -> SocketAdd
     })
 }
 
-fn cache(raw: &Raw, report: &Report) -> Cache {
+fn cache(raw: &Raw, site: &Site<'_>, report: &Report) -> Cache {
     let c = &raw.cache;
     let written = report.written("cache.entry_max");
     let entry_max = if written { c.entry_max } else { c.entry_max.min(c.bytes_max) };
@@ -186,7 +188,16 @@ fn cache(raw: &Raw, report: &Report) -> Cache {
         bytes_max: bytes(c.bytes_max),
         entry_max: bytes(entry_max),
         waiting_max: c.waiting_max,
+        watch: c.watch.iter().map(|watch| watched(watch, site)).collect(),
     }
+}
+
+fn watched(raw: &RawWatch, site: &Site<'_>) -> WatchedFolder {
+    let namespace = match raw.namespace {
+        RawNamespace::Embeddings => Namespace::Embeddings,
+        RawNamespace::Chat => Namespace::Chat,
+    };
+    WatchedFolder { path: site.place(&raw.path), namespace }
 }
 
 fn log(raw: &Raw, site: &Site<'_>) -> Log {

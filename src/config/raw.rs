@@ -24,6 +24,8 @@ pub const MODELS_MAX: usize = 1024;
 pub const PRICES_MAX: usize = 2048;
 /// Most fallbacks of one model.
 pub const FALLBACKS_MAX: usize = 15;
+/// Most `[[cache.watch]]` entries: each has a watch of the system, and those are few.
+pub const WATCHES_MAX: usize = 16;
 /// Most entries of each list of hosts, origins, addresses and models.
 pub const LIST_MAX: usize = 256;
 /// Most `[[limit]]` entries. Each costs every request that it covers some hundred nanoseconds.
@@ -933,6 +935,38 @@ pub struct RawCache {
         "x-at-limit" = "the request is asked for by itself",
     ))]
     pub waiting_max: usize,
+
+    /// Folders whose changes make answers out of date, such as that of the documents that were
+    /// embedded, each as `[[cache.watch]]` with its `path` and the `namespace` that is cleared. A
+    /// folder that is not there yet, or not any more, is waited for.
+    #[schemars(length(max = WATCHES_MAX), extend(
+        "x-example" = [{ "path": "/srv/documents", "namespace": "embeddings" }],
+    ))]
+    pub watch: Vec<RawWatch>,
+}
+
+/// A part of the cache.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum RawNamespace {
+    /// Answers to embedding requests.
+    #[default]
+    Embeddings,
+    /// Answers of language models.
+    Chat,
+}
+
+/// `[[cache.watch]]`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+#[schemars(extend("required" = ["path", "namespace"]))]
+pub struct RawWatch {
+    /// The folder, with all that is below it. A relative path starts from the folder of this file.
+    #[schemars(length(min = 1, max = 4096), extend("x-example" = "/srv/documents"))]
+    pub path: String,
+    /// What a change in it clears.
+    #[schemars(extend("x-example" = "embeddings"))]
+    pub namespace: RawNamespace,
 }
 
 impl Default for RawCache {
@@ -946,6 +980,7 @@ impl Default for RawCache {
             bytes_max: Size::mib(64),
             entry_max: Size::mib(1),
             waiting_max: 4096,
+            watch: Vec::new(),
         }
     }
 }

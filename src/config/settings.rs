@@ -433,6 +433,16 @@ pub struct Cache {
     pub bytes_max: usize,
     pub entry_max: usize,
     pub waiting_max: usize,
+    pub watch: Vec<WatchedFolder>,
+}
+
+/// `[[cache.watch]]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WatchedFolder {
+    /// The folder.
+    pub path: PathBuf,
+    /// What a change in it makes out of date.
+    pub namespace: Namespace,
 }
 
 /// `[log]`.

@@ -91,6 +91,7 @@ impl Running {
         state.adopt(&self.links);
         self.gateway.reconfigure(state);
         self.catalog.reconfigure(&config);
+        self.folders.reconfigure(&config.cache);
         self.watch.reconfigure(config.overload.clone());
         export(&self.registry, &[&config]);
         self.config = config;

@@ -32,6 +32,7 @@ use crate::ops::OpsHandler;
 use crate::upstream::calls::Calls;
 use crate::upstream::link::Links;
 
+use super::folders::Folders;
 use super::overload::{Hands, Watch};
 use super::{descriptors, planes, reload};
 
@@ -51,6 +52,7 @@ pub struct Running {
     pub(super) calls: Arc<Calls>,
     pub(super) catalog: Arc<Catalog>,
     pub(super) answers: Answers,
+    pub(super) folders: Folders,
     pub(super) board: Arc<Board>,
     pub(super) registry: Arc<Registry>,
     /// Handed to whoever has something to tell.
@@ -162,7 +164,8 @@ impl Running {
             config.ops.listen,
         )
         .with_links(Arc::clone(&links))
-        .with_accounts(accounts);
+        .with_accounts(accounts)
+        .with_answers(answers.clone());
         let fixed = planes::ops_fixed(&config.ops);
         let ops = Engine::start(&fixed, planes::ops(), Arc::new(handler), &registry, &heartbeats)
             .map_err(|error| Refusal::Listen {
@@ -201,6 +204,13 @@ impl Running {
         let watch = Watch::start(config.overload.clone(), hands, &board, &registry, &heartbeats)
             .map_err(|error| Refusal::Thread("overload", error))?;
         let resources = Resources::new(&registry, &events, clock::now());
+        let folders = Folders::start(
+            &config.cache,
+            answers.clone(),
+            Arc::clone(&events),
+            Arc::clone(&registry),
+            Arc::clone(&heartbeats),
+        );
         Ok(Running {
             config_path,
             config,
@@ -212,6 +222,7 @@ impl Running {
             calls,
             catalog,
             answers,
+            folders,
             board,
             registry,
             events,
