@@ -518,6 +518,7 @@ fn the_cache_is_shown_and_a_change_in_a_watched_folder_clears_it() {
         let answer = crate::support::wire::ask(daemon.ops, ask::get("/cache"));
         answer.json()["namespaces"][0]["version"].as_u64().unwrap()
     };
+    assert_eventually!(daemon.log().contains("cache_watch_failed"));
     let begun = version();
     std::fs::create_dir(&folder).unwrap();
     assert_eventually!(version() > begun);
