@@ -458,7 +458,7 @@ fn upstream(
 }
 
 /// The settings of guards that `echo` has none of.
-const GUARD_KEYS: [&str; 13] = [
+pub(super) const GUARD_KEYS: [&str; 13] = [
     "breaker_failure_percent",
     "breaker_calls_min",
     "breaker_failures_max",

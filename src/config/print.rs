@@ -5,6 +5,7 @@ use std::fmt::Write;
 use serde_json::Value;
 
 use super::Loaded;
+use super::build::GUARD_KEYS;
 use super::names::ECHO;
 use super::raw::{Raw, RawKind, RawUpstream};
 use super::report::join;
@@ -28,7 +29,8 @@ impl Loaded {
         }
         let Shape::Table(tables) = tree() else { return out };
         let filled = filled(&self.raw, &self.config);
-        let values = serde_json::to_value(&filled).unwrap_or_default();
+        let mut values = serde_json::to_value(&filled).unwrap_or_default();
+        without_meaningless(&mut values);
         for table in &tables {
             let value = values.get(&table.key).unwrap_or(&Value::Null);
             match (&table.shape, value) {
@@ -112,6 +114,16 @@ fn filled(raw: &Raw, config: &Config) -> Raw {
         }
     }
     raw
+}
+
+/// Takes out the defaults of settings that an upstream of its kind must not have.
+fn without_meaningless(values: &mut Value) {
+    let Some(upstreams) = values.get_mut("upstream").and_then(Value::as_array_mut) else { return };
+    for upstream in upstreams.iter_mut().filter_map(Value::as_object_mut) {
+        if upstream.get("kind").and_then(Value::as_str) == Some("echo") {
+            upstream.retain(|key, _| !GUARD_KEYS.contains(&key.as_str()));
+        }
+    }
 }
 
 #[cfg(test)]
