@@ -73,8 +73,7 @@ fn moody(call: &Call) -> Vec<Step> {
 /// What the config is after `round` reloads: upstreams come and go, limits change, and one in three
 /// is broken.
 fn conf(upstreams: &[FakeUpstream; 2], round: u64) -> Conf {
-    let settings =
-        "first_token_timeout = \"300ms\"\nanswer_timeout = \"300ms\"\nidle_timeout = \"300ms\"";
+    let settings = "first_token_timeout = \"300ms\"\nanswer_timeout = \"300ms\"\nidle_timeout = \"300ms\"\nbreaker = true";
     let more = format!("{settings}\nconcurrency_max = {}", 40 + round % 5);
     let mut conf = Conf::new()
         .server(&format!("exchanges_max = {}\nearly_head = \"200ms\"", 200 + round % 7))

@@ -148,7 +148,9 @@ fn at_twice_the_capacity_everybody_is_answered_or_refused_in_time() {
     let primary = FakeUpstream::start_forgetful(Dialect::OpenAi, faulty);
     let second = FakeUpstream::start_forgetful(Dialect::Ollama, slowly);
     let ms = ANSWER.as_millis();
-    let settings = format!("concurrency_max = {PERMITS}\nanswer_timeout = \"{ms}ms\"");
+    // With the breakers that people have.
+    let settings =
+        format!("concurrency_max = {PERMITS}\nanswer_timeout = \"{ms}ms\"\nbreaker = true");
     let conf = Conf::new()
         .server(&format!("request_timeout = \"{}s\"", REQUEST.as_secs()))
         .fake("primary", &primary, &settings)
