@@ -167,8 +167,8 @@ mod tests {
         let before = Process::now();
         let files: Vec<File> = (0..20).map(|_| File::open("/dev/null").unwrap()).collect();
         let process = Process::now();
-        let open = open_descriptors().unwrap();
-        assert!(open >= 20 && open.abs_diff(process.open_fds.unwrap()) < 20, "{open}");
+        // Other tests open and close their own meanwhile: only these are known to be there.
+        assert!(open_descriptors().unwrap() >= 20);
         assert!(process.open_fds.unwrap() >= 20, "{process:?}");
         drop(files);
         assert!(process.max_fds.unwrap() > process.open_fds.unwrap());
