@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use crate::support::ask;
 use crate::support::conf::Conf;
 use crate::support::daemon::Daemon;
-use crate::support::peers::{FakeUpstream, Step, answers};
+use crate::support::peers::{FakeUpstream, Gate, Step, answers};
 use crate::support::sandbox::Sandbox;
 use crate::support::stream::{Dialect, Stream};
 
@@ -51,4 +51,35 @@ fn an_error_whose_body_does_not_come_moves_on_at_once() {
         assert!(answer.text().contains("hello"), "{}", answer.text());
         assert!(began.elapsed() < Duration::from_secs(4), "{:?}", began.elapsed());
     }
+}
+
+/// The most that a request lets the model say was charged to the upstream's minute as it stood, for up
+/// to a year ahead: everybody else was refused until that request's end.
+#[test]
+fn one_request_for_endless_tokens_takes_no_more_than_a_minute_of_its_upstream() {
+    let sandbox = Sandbox::new();
+    let gate = Gate::new();
+    let shut = gate.clone();
+    let upstream = FakeUpstream::start(Dialect::OpenAi, move |call| match call.prompt() {
+        "greedy" => [vec![Step::Until(shut.clone())], answers::good(call, "hello")].concat(),
+        _ => answers::good(call, "hello"),
+    });
+    let conf = Conf::new()
+        .server("waiting_timeout = \"5m\"")
+        .fake("up", &upstream, "tokens_per_minute = 60000")
+        .model("m", "up/x", &[]);
+    let daemon = Daemon::start(&sandbox, &conf);
+    let mut body = ask::chat_body("m", "greedy", false);
+    body["max_tokens"] = 1_000_000_000_000_u64.into();
+    let mut greedy = daemon.connect();
+    greedy.send(ask::post(ask::chat_path(Dialect::OpenAi), &body));
+    upstream.wait_seen("greedy");
+    let mut other = daemon.connect();
+    other.send(ask::chat(Dialect::OpenAi, "m", "other", false));
+    // It waits for its moment, and is not told that there will be none.
+    assert_eventually!(daemon.limit_now("upstream.rate_waiting_max") == 1);
+    gate.open();
+    assert_eq!(greedy.answer().unwrap().status(), 200);
+    // What the first did not use is there again.
+    assert_eq!(daemon.ask(ask::chat(Dialect::OpenAi, "m", "third", false)).status(), 200);
 }

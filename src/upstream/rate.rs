@@ -98,8 +98,8 @@ impl Rate {
         });
     }
 
-    /// Reserves a request of about so many tokens. With it comes when it may be made, at most
-    /// `longest` from now.
+    /// Reserves a request of about so many tokens, a minute's count at most: what it uses beyond that
+    /// is charged when it is known. With it comes when it may be made, at most `longest` from now.
     ///
     /// # Errors
     /// When it could be made, which is later than that. Nothing is reserved.
@@ -114,8 +114,11 @@ impl Rate {
                 return Ok(None);
             }
             let request = inner.requests.reserve(now, 1, longest)?;
+            // What a client lets the model say is only a number. Taken as it stands, one request
+            // would take the upstream from everybody else, for as long as it runs.
+            let tokens = tokens.min(inner.tokens.quota.map_or(0, |quota| quota.count()));
             match inner.tokens.reserve(now, tokens, longest) {
-                Ok(wait) => Ok(Some(wait.max(request))),
+                Ok(wait) => Ok(Some((wait.max(request), tokens))),
                 Err(wait) => {
                     inner.requests.credit(now, 1);
                     Err(wait)
@@ -124,7 +127,7 @@ impl Rate {
         });
         match reserved {
             Ok(None) => Ok((Charge::free(), None)),
-            Ok(Some(wait)) => {
+            Ok(Some((wait, tokens))) => {
                 let charge = Charge { rate: Some(Arc::clone(self)), requests: 1, tokens };
                 let waits = !wait.is_zero();
                 if waits {
@@ -267,6 +270,19 @@ mod tests {
         charge.settle(40);
         let wait = take(&rate, 10, now, MINUTE).unwrap();
         assert!(wait >= Duration::from_secs(4), "30 more were used: {wait:?}");
+    }
+
+    #[test]
+    fn a_request_takes_a_minute_at_most_until_its_use_is_known() {
+        let rate = rate(0, 600);
+        let now = clock::now();
+        let (mut charge, when) = rate.reserve(u64::MAX, now, Duration::ZERO).unwrap();
+        assert!(when.is_none());
+        charge.used();
+        let wait = rate.reserve(10, now, MINUTE).unwrap().1.unwrap() - now;
+        assert!(wait <= MINUTE, "{wait:?}");
+        charge.settle(1200);
+        assert!(rate.reserve(10, now, MINUTE).is_err(), "all that was used counts");
     }
 
     #[test]
