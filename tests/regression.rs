@@ -83,3 +83,24 @@ fn one_request_for_endless_tokens_takes_no_more_than_a_minute_of_its_upstream() 
     // What the first did not use is there again.
     assert_eq!(daemon.ask(ask::chat(Dialect::OpenAi, "m", "third", false)).status(), 200);
 }
+
+/// A close that came together with the last bytes was not seen until the attempt's deadline.
+#[test]
+fn an_upstream_that_closes_within_its_head_is_seen_to_at_once() {
+    let sandbox = Sandbox::new();
+    let upstream = FakeUpstream::start(Dialect::OpenAi, |call| {
+        answers::catalog(call).unwrap_or_else(|| {
+            vec![Step::Send(b"HTTP/1.1 200 OK\r\ncontent-ty".to_vec()), Step::Close]
+        })
+    });
+    let conf =
+        Conf::new().fake("cut", &upstream, "breaker = false").model("m", "cut/m", &["echo/echo"]);
+    let daemon = Daemon::start(&sandbox, &conf);
+    let began = Instant::now();
+    let mut wire = daemon.connect();
+    for _ in 0..50 {
+        let answer = wire.ask(ask::chat(Dialect::OpenAi, "m", "hello", false));
+        assert_eq!(answer.status(), 200);
+    }
+    assert!(began.elapsed() < daemon.allow(Duration::from_secs(10)), "{:?}", began.elapsed());
+}

@@ -343,6 +343,7 @@ impl Pump {
         };
         if token % 2 == 1 {
             self.read(index, now);
+            self.read_to_the_end(index, event);
         } else if entry.conn.is_some() {
             if event.is_read_closed() || event.is_error() {
                 let context = "the client closed the connection";
@@ -350,6 +351,14 @@ impl Pump {
             } else if event.is_writable() && !entry.out.is_empty() {
                 self.flush(index, now);
             }
+        }
+    }
+
+    /// A close that comes together with the last bytes has no event of its own: whoever read those
+    /// looks again.
+    fn read_to_the_end(&mut self, index: usize, event: &Event) {
+        if event.is_read_closed() || event.is_error() {
+            self.again.push(index);
         }
     }
 

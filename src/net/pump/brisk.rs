@@ -146,6 +146,7 @@ impl Pump {
     ) {
         if upstream {
             self.read_call(index, now);
+            self.read_to_the_end(index, event);
             return;
         }
         let Some(Some(Entry::Brisk(entry))) = self.entries.get_mut(index) else { return };
