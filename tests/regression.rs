@@ -104,3 +104,22 @@ fn an_upstream_that_closes_within_its_head_is_seen_to_at_once() {
     }
     assert!(began.elapsed() < daemon.allow(Duration::from_secs(10)), "{:?}", began.elapsed());
 }
+
+/// A client that asked for answers larger than `answer_max` opened the breaker for everybody.
+#[test]
+fn answers_that_are_too_large_for_us_open_no_breaker() {
+    let sandbox = Sandbox::new();
+    let upstream = FakeUpstream::start(Dialect::OpenAi, |call| {
+        let words = if call.prompt() == "much" { 2000 } else { 1 };
+        answers::good(call, &"word ".repeat(words))
+    });
+    let conf = Conf::new()
+        .fake("up", &upstream, "answer_max = \"4KiB\"\nbreaker_failures_max = 5")
+        .model("m", "up/x", &[]);
+    let daemon = Daemon::start(&sandbox, &conf);
+    for _ in 0..20 {
+        let answer = daemon.ask(ask::chat(Dialect::OpenAi, "m", "much", false));
+        assert_eq!((answer.status(), answer.code().as_str()), (502, "upstream_malformed"));
+    }
+    assert_eq!(daemon.ask(ask::chat(Dialect::OpenAi, "m", "little", false)).status(), 200);
+}

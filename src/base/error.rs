@@ -156,6 +156,9 @@ pub enum Kind {
     UpstreamCut,
     /// What came is not what the protocol says.
     UpstreamMalformed,
+    /// A whole answer above `upstream.answer_max`. Clients hear the same as of a malformed one, but it
+    /// says nothing against the upstream: clients ask for much.
+    UpstreamAnswerTooLarge,
     /// Everybody who could answer is left alone for now: their breakers are open, or they asked for it.
     UpstreamUnavailable,
     /// `upstream.requests_per_minute` or `tokens_per_minute` of everybody who could answer.
@@ -243,7 +246,9 @@ impl Kind {
             Kind::UpstreamConnect => ("upstream_connect", 502, Upstream, Warn, true),
             Kind::UpstreamTimeout(_) => ("upstream_timeout", 504, Upstream, Warn, true),
             Kind::UpstreamCut => ("upstream_cut", 502, Upstream, Warn, true),
-            Kind::UpstreamMalformed => ("upstream_malformed", 502, Upstream, Warn, true),
+            Kind::UpstreamMalformed | Kind::UpstreamAnswerTooLarge => {
+                ("upstream_malformed", 502, Upstream, Warn, true)
+            }
             Kind::UpstreamLineTooLong => ("upstream_line_too_long", 502, Upstream, Warn, true),
             Kind::UpstreamInBand => ("upstream_in_band", 502, Upstream, Warn, true),
             Kind::UpstreamStatus(status) => ("upstream_error", status, Upstream, Warn, true),

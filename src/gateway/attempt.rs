@@ -627,7 +627,7 @@ pub(super) fn refused(says: HeadSays, body: &[u8], upstream: &str) -> End {
 /// The error of an answer that is larger than the upstream's may be.
 pub(super) fn too_large(max: usize) -> Error {
     let context = format!("the answer is larger than {max} bytes (answer_max)");
-    Error::new(Kind::UpstreamMalformed, context)
+    Error::new(Kind::UpstreamAnswerTooLarge, context)
 }
 
 /// An error before anything was committed: does it end the chain?

@@ -41,7 +41,9 @@ pub fn of_error(error: &Error, fair: bool) -> Outcome {
         // 402 and 408 are told as what they are.
         Kind::UpstreamStatus(status) if status < 500 => Outcome::Alive,
         Kind::UpstreamStatus(_) => Outcome::Failed,
-        Kind::UpstreamRateLimited
+        // Our bound, and a client's doing: whoever asks for much would open it for everybody.
+        Kind::UpstreamAnswerTooLarge
+        | Kind::UpstreamRateLimited
         | Kind::UpstreamRejected(_)
         | Kind::UpstreamModelNotFound
         | Kind::UpstreamKeyRejected(_) => Outcome::Alive,
@@ -107,6 +109,7 @@ mod tests {
             assert_eq!(of(kind), Outcome::Failed, "{kind:?}");
         }
         for kind in [
+            Kind::UpstreamAnswerTooLarge,
             Kind::UpstreamRateLimited,
             Kind::UpstreamStatus(408),
             Kind::UpstreamStatus(402),
