@@ -6,7 +6,7 @@ use crate::support::ask;
 use crate::support::conf::Conf;
 use crate::support::daemon::Daemon;
 use crate::support::peers::{FakeUpstream, Gate, Step, answers};
-use crate::support::sandbox::Sandbox;
+use crate::support::sandbox::{Sandbox, free_port};
 use crate::support::stream::{Dialect, Stream};
 
 /// Many events at once: more than the gateway reads in one go, so that there is always more to read.
@@ -122,4 +122,29 @@ fn answers_that_are_too_large_for_us_open_no_breaker() {
         assert_eq!((answer.status(), answer.code().as_str()), (502, "upstream_malformed"));
     }
     assert_eq!(daemon.ask(ask::chat(Dialect::OpenAi, "m", "little", false)).status(), 200);
+}
+
+/// The probe of an address was over with its whole answer: until then every model was refused.
+#[test]
+fn an_upstream_that_is_back_is_asked_by_all_while_its_probe_waits_for_an_answer() {
+    let sandbox = Sandbox::new();
+    let port = free_port();
+    let url = format!("http://127.0.0.1:{port}/v1");
+    let lines = "breaker_open_time = \"100ms\"\nbreaker_open_time_max = \"100ms\"";
+    let conf = Conf::new().upstream("up", "openai", &url, lines).model("m", "up/x", &[]);
+    let daemon = Daemon::start(&sandbox, &conf);
+    let hello = |model| ask::chat(Dialect::OpenAi, model, "hello", false);
+    assert_eventually!(daemon.ask(hello("m")).code() == "upstream_unavailable");
+    // It is there again, and thinks.
+    let listener = std::net::TcpListener::bind(("127.0.0.1", port)).unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let mut thinking = Vec::new();
+    let mut asking = Vec::new();
+    assert_eventually!({
+        let mut wire = daemon.connect();
+        wire.send(hello(if asking.len() % 2 == 0 { "up/a" } else { "up/b" }));
+        asking.push(wire);
+        thinking.extend(listener.accept().ok());
+        thinking.len() > 2
+    });
 }

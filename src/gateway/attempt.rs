@@ -12,6 +12,7 @@ use crate::llm::{self, Ask, Dialect, Fault, Kept, Reply, Stream, Usage};
 use crate::net::http::Method;
 use crate::net::outbound::{self, Begin, Control, Outgoing, Watch};
 use crate::net::turn::ClientStream;
+use crate::upstream::breakers::Pass;
 use crate::upstream::deadlines::{Deadlines, Timeouts};
 use crate::upstream::link::Link;
 use crate::upstream::rate::Charge;
@@ -101,8 +102,8 @@ pub struct Attempt<'a> {
     pub control: &'a Arc<Control>,
     /// What was charged to the upstream's tokens a minute.
     pub charge: &'a mut Option<Charge>,
-    /// It decides for all others whether the upstream is asked again.
-    pub probe: bool,
+    /// The breakers' word for it.
+    pub pass: &'a mut Option<Pass>,
     /// What is noted of the request.
     pub record: &'a mut Record,
     /// Further fields of the answer's head (CORS).
@@ -204,7 +205,8 @@ impl Attempt<'_> {
     /// Whether the request may be sent once more on a fresh connection.
     fn again(&self, error: &Error) -> bool {
         // A probe costs its upstream one call and no more.
-        let unconnected = error.kind() == Kind::UpstreamConnect && !self.probe;
+        let probe = self.pass.as_ref().is_some_and(Pass::is_probe);
+        let unconnected = error.kind() == Kind::UpstreamConnect && !probe;
         let again = error.retry() == Retry::FreshConnection || unconnected;
         again && self.link.may_retry()
     }
@@ -242,7 +244,7 @@ impl Attempt<'_> {
     }
 
     fn send(
-        &self,
+        &mut self,
         client: &ClientStream<'_>,
         deadlines: &Deadlines,
         outgoing: &llm::Outgoing,
@@ -282,6 +284,9 @@ impl Attempt<'_> {
         } else {
             pool.begin(&request, &until, self.control)?
         };
+        if let Some(pass) = self.pass.as_mut().filter(|_| !exchange.reused()) {
+            pass.connected(clock::now());
+        }
         Ok(Box::new(exchange))
     }
 

@@ -502,7 +502,7 @@ impl Exchange {
             early_head: self.early_head,
             control: self.call.control(),
             charge: &mut self.charge,
-            probe: self.pass.as_ref().is_some_and(Pass::is_probe),
+            pass: &mut self.pass,
             record: &mut self.record,
             fields: &self.fields,
             last_sent: &mut self.last_sent,

@@ -39,6 +39,19 @@ impl Pass {
         self.begun
     }
 
+    /// There is a new connection to the upstream. That is all that a probe of its address has to show:
+    /// what comes of the call is its model's, and may take minutes, in which every model of the
+    /// upstream would be left alone.
+    pub fn connected(&mut self, now: Instant) {
+        let Some(breakers) = &self.breakers else { return };
+        let Some(ticket) = self.address.take_if(|ticket| ticket.is_probe()) else { return };
+        let told = breakers.inner.with(|inner| {
+            let change = inner.address.breaker.settle(ticket, Verdict::Alive, now);
+            inner.address.told(None, change)
+        });
+        breakers.tell([told, None]);
+    }
+
     /// The first content of the answer is out.
     pub fn flows(&mut self, now: Instant) {
         self.flows_at.get_or_insert(now);

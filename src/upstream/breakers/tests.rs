@@ -99,6 +99,22 @@ fn an_address_that_cannot_be_reached_is_left_alone_whatever_the_model() {
 }
 
 #[test]
+fn a_connection_lets_every_model_in_before_the_probe_s_answer() {
+    let mut bench = Bench::new();
+    bench.break_it("a", Kind::UpstreamConnect);
+    bench.now = bench.breakers.admit("a", bench.now).err().unwrap().until.unwrap();
+    let mut probe = bench.breakers.admit("a", bench.now).unwrap();
+    assert!(probe.is_probe() && bench.breakers.admit("b", bench.now).is_err());
+    probe.connected(bench.now);
+    assert!(!probe.is_probe());
+    assert_eq!(bench.view(None).stand, Stand::Closed);
+    bench.call("b", None).unwrap();
+    probe.failed(&Error::new(Kind::UpstreamCut, "x"), true, bench.now);
+    assert_eq!((bench.view(None).failed, bench.view(Some("a")).failed), (0, 1));
+    bench.assert_nobody_out();
+}
+
+#[test]
 fn a_model_s_refusal_does_not_keep_the_address_s_probe() {
     let mut bench = Bench::new();
     bench.break_it("a", Kind::UpstreamCut);
