@@ -654,7 +654,8 @@ pub struct RawUpstream {
     #[schemars(extend("x-min" = "1ms", "x-max" = "24h", "x-at-limit" = "probes pass"))]
     pub breaker_open_time_max: Span,
 
-    /// Requests at a time that may try a breaker that was open.
+    /// Requests at a time that may try a breaker that was open, and one more for each
+    /// `breaker_open_time` in which they had no answer.
     #[schemars(range(min = 1, max = 1000), extend("x-at-limit" = "next in the chain, or 503"))]
     pub breaker_probes: u32,
 

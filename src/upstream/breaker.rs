@@ -4,8 +4,8 @@
 //! Closed: everybody may. It opens when half of the calls of ten seconds failed (Hystrix's numbers,
 //! `reliability.md` section 13), or after five failures in a row where there are too few calls for a
 //! rate. Open: nobody may, for `open_time`, twice as long after each probe that fails. Half-open: a
-//! few probes at a time may; one that ends well, or whose answer flows for [`PROVED_AFTER`], closes
-//! it, one that fails opens it again.
+//! few probes at a time may, and one more for each `open_time` without a word of them; one that ends
+//! well, or whose answer flows for [`PROVED_AFTER`], closes it, one that fails opens it again.
 //!
 //! Beside that stands the cool-down: until the moment that the upstream itself named (`Retry-After`)
 //! nobody may call. It is no failure, and only an answer of the upstream moves it.
@@ -180,7 +180,7 @@ impl Ticket {
 enum State {
     Closed,
     Open { until: Instant },
-    HalfOpen { probes: u32, flowing: u32, proved_at: Option<Instant> },
+    HalfOpen { probes: u32, flowing: u32, proved_at: Option<Instant>, last: Instant },
 }
 
 /// A circuit breaker.
@@ -237,11 +237,16 @@ impl Breaker {
             return (Err(Refused { why: Why::CoolingDown, until: Some(until) }), None);
         }
         let change = self.wake(now);
+        let patience = self.probe_patience();
         let admitted = match &mut self.state {
             State::Closed => Ok(self.ticket(now, false)),
             State::Open { until } => Err(Refused { why: Why::Open, until: Some(*until) }),
-            State::HalfOpen { probes, .. } if *probes < self.rules.probes => {
+            State::HalfOpen { probes, last, .. }
+                if *probes < self.rules.probes
+                    || now.saturating_duration_since(*last) >= patience =>
+            {
                 *probes += 1;
+                *last = now;
                 Ok(self.ticket(now, true))
             }
             State::HalfOpen { .. } => {
@@ -273,7 +278,7 @@ impl Breaker {
         if ticket.generation != self.generation || self.force != Force::Auto {
             return None;
         }
-        if let State::HalfOpen { probes, flowing, proved_at } = &mut self.state {
+        if let State::HalfOpen { probes, flowing, proved_at, .. } = &mut self.state {
             *probes = probes.saturating_sub(1);
             if ticket.flows {
                 *flowing = flowing.saturating_sub(1);
@@ -412,12 +417,20 @@ impl Breaker {
         Ticket { generation: self.generation, probe, flows: false, cold }
     }
 
+    /// After this long without a word of its probes one more may try: whoever asked may want an answer
+    /// that takes minutes, in which everybody else would be kept out. A dead upstream costs no more
+    /// by that than by probes that fail.
+    fn probe_patience(&self) -> Duration {
+        self.rules.open_time.max(PROVED_AFTER)
+    }
+
     /// What time alone changes: an open one lets probes pass, a probe that flows has proved it well.
     fn wake(&mut self, now: Instant) -> Option<Change> {
         match self.state {
             State::Open { until } if now >= until => {
                 let from = self.stand();
-                self.turn(State::HalfOpen { probes: 0, flowing: 0, proved_at: None }, now);
+                let state = State::HalfOpen { probes: 0, flowing: 0, proved_at: None, last: now };
+                self.turn(state, now);
                 Some(Change { from, to: Stand::HalfOpen })
             }
             State::HalfOpen { proved_at: Some(at), .. } if now >= at => Some(self.close(now)),
