@@ -231,6 +231,83 @@ mod tests {
         assert!(receiver.try_recv().is_ok());
     }
 
+    /// What an actor of [`every_order_of_three_actors_keeps_the_bounds_and_leaves_nothing`] does when
+    /// it has to wait.
+    #[derive(Clone, Copy, Debug)]
+    enum Manner {
+        /// It waits for its permit, and gives it back.
+        Waits,
+        /// It leaves the queue, also when its permit is on its way.
+        Leaves,
+        /// Nobody hears its grant.
+        Deaf,
+    }
+
+    enum Actor {
+        Before,
+        Waiting(Ticket, Receiver<Permit>),
+        Holding(#[expect(dead_code, reason = "held for its drop")] Permit),
+        Done,
+    }
+
+    impl Actor {
+        /// One step; false when there is none to take now.
+        fn step(&mut self, permits: &Arc<Permits>, manner: Manner) -> bool {
+            *self = match std::mem::replace(self, Actor::Done) {
+                Actor::Before => match wait(permits) {
+                    (Place::Granted(permit), _) => Actor::Holding(permit),
+                    (Place::Queued(ticket), receiver) => match manner {
+                        Manner::Deaf => Actor::Waiting(ticket, bounded(0).1),
+                        _ => Actor::Waiting(ticket, receiver),
+                    },
+                    (Place::Full, _) => Actor::Done,
+                },
+                Actor::Waiting(ticket, receiver) => match (manner, receiver.try_recv()) {
+                    (Manner::Waits, Ok(permit)) => Actor::Holding(permit),
+                    (Manner::Waits, Err(_)) => {
+                        *self = Actor::Waiting(ticket, receiver);
+                        return false;
+                    }
+                    (Manner::Leaves | Manner::Deaf, _) => Actor::Done,
+                },
+                Actor::Holding(_) => Actor::Done,
+                Actor::Done => return false,
+            };
+            true
+        }
+    }
+
+    /// All state is behind one lock, so the orders of whole calls are all the orders there are.
+    #[test]
+    fn every_order_of_three_actors_keeps_the_bounds_and_leaves_nothing() {
+        let manners = [Manner::Waits, Manner::Leaves, Manner::Deaf];
+        let mut orders = 0;
+        for code in 0..27 {
+            let manner = |actor: usize| manners[code / 3_usize.pow(actor as u32) % 3];
+            // Each order as the digits of a number to the base of three: who goes next.
+            for order in 0..3_u32.pow(9) {
+                for (max, waiting) in [(1, 2), (2, 1)] {
+                    let permits = permits(max, waiting);
+                    let mut actors = [Actor::Before, Actor::Before, Actor::Before];
+                    for turn in 0..9 {
+                        let actor = (order / 3_u32.pow(turn) % 3) as usize;
+                        actors[actor].step(&permits, manner(actor));
+                        let queued = permits.state.with(|state| state.queue.len() as u64);
+                        let held = permits.held();
+                        assert!(held <= max && queued <= waiting, "{held} held, {queued} queued");
+                        assert!(queued == 0 || held == max, "somebody waits for a free permit");
+                    }
+                    // Whoever is not done goes on until nobody can.
+                    while (0..3).any(|actor| actors[actor].step(&permits, manner(actor))) {}
+                    assert!(actors.iter().all(|actor| matches!(actor, Actor::Done)), "stuck");
+                    assert_eq!((permits.held(), permits.waiting().now()), (0, 0));
+                    orders += 1;
+                }
+            }
+        }
+        assert_eq!(orders, 27 * 19_683 * 2);
+    }
+
     #[test]
     fn threads_that_fight_for_permits_leave_none_behind() {
         let permits = permits(3, 1000);
