@@ -550,3 +550,36 @@ fn the_cache_is_shown_and_a_change_in_a_watched_folder_clears_it() {
     assert_eventually!(!daemon.process().threads().contains(&"cache-watch".to_owned()));
     daemon.assert_well("after the watch");
 }
+
+/// A pump serves many: what takes it long is given by a worker.
+#[test]
+fn a_large_answer_that_is_kept_is_given_by_a_worker() {
+    const ROUNDS: u64 = 20;
+    let sandbox = Sandbox::new();
+    let upstream = FakeUpstream::start(Dialect::OpenAi, |call| {
+        let words = if call.prompt() == "large" { 40_000 } else { 1 };
+        answers::good(call, &"word ".repeat(words))
+    });
+    let conf = Conf::new()
+        .fake("u", &upstream, "")
+        .text("[[model]]\nname = \"kept\"\nprimary = \"u/m\"\ncache = \"1h\"")
+        .text(HOUR);
+    let daemon = Daemon::start(&sandbox, &conf);
+    let large = chat_with("", "kept", "large", false);
+    let mut wire = daemon.connect();
+    assert_origin(&wire.ask(&large), "miss");
+    let taken = || {
+        let labels = [("engine", "data")];
+        daemon.metrics().sum("tidegate_queue_wait_seconds_count", &labels).unwrap() as u64
+    };
+    let before = taken();
+    for _ in 0..ROUNDS {
+        // After an answer that was waited for on a pump the connection stays there.
+        let call = chat_with("x-tidegate-cache: bypass\r\n", "kept", "small", false);
+        assert_eq!(wire.ask(call).status(), 200);
+        let answer = wire.ask(&large);
+        assert_origin(&answer, "hit");
+        assert!(answer.body().len() > 200_000);
+    }
+    assert!(taken() - before >= ROUNDS, "{} of {ROUNDS}", taken() - before);
+}

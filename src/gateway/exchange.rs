@@ -79,6 +79,14 @@ enum Pending {
     End(End),
     /// This whole answer came, too large to be translated anywhere else.
     Translate(Vec<u8>),
+    /// This one was kept, and is as large.
+    Replay(Arc<Answer>, Origin),
+}
+
+impl Pending {
+    fn is_replay(&mut self) -> bool {
+        matches!(self, Pending::Replay(..))
+    }
 }
 
 /// What came of a call that was waited for on a pump.
@@ -91,7 +99,8 @@ pub(super) enum Outcome {
     Failed(Error),
 }
 
-/// Answers up to this many bytes are translated on a pump: some hundred microseconds.
+/// Answers up to this many bytes are translated, or given again, on a pump: some hundred
+/// microseconds.
 const TRANSLATED_ON_PUMP_MAX: usize = 64 * 1024;
 
 /// What the walk along the chain found.
@@ -249,6 +258,12 @@ impl Exchange {
     /// Goes on as the cache has it.
     fn follow_up(mut self: Box<Self>, next: Next, turn: &mut Turn<'_>) -> Step {
         match next {
+            Next::Serve(answer, origin)
+                if turn.must_not_block() && answer.kept.size() > TRANSLATED_ON_PUMP_MAX =>
+            {
+                self.pending = Some(Pending::Replay(answer, origin));
+                return Step::Defer(self);
+            }
             Next::Serve(answer, origin) => {
                 if let Some(response) = self.replayed(&answer, origin) {
                     return Step::Respond(response);
@@ -332,7 +347,7 @@ impl Exchange {
                     let end = self.translated(&body);
                     self.settled(end)
                 }
-                None => self.attempt(&mut client, place),
+                Some(Pending::Replay(..)) | None => self.attempt(&mut client, place),
             };
             match end {
                 End::Asked(asked) => return Step::Ask(Box::new(AskedCall::new(self, *asked))),
@@ -807,6 +822,9 @@ impl Exchange {
 
 impl Job for Exchange {
     fn run(mut self: Box<Self>, permit: Option<Permit>, turn: &mut Turn<'_>) -> Step {
+        if let Some(Pending::Replay(answer, origin)) = self.pending.take_if(Pending::is_replay) {
+            return self.follow_up(Next::Serve(answer, origin), turn);
+        }
         // While it waited the breaker may have opened: it asks again. A probe is what it waits for.
         let ended = self.pending.is_some();
         if !ended && self.pass.as_ref().is_some_and(|pass| !pass.is_probe()) {
