@@ -148,3 +148,23 @@ fn an_upstream_that_is_back_is_asked_by_all_while_its_probe_waits_for_an_answer(
         thinking.len() > 2
     });
 }
+
+/// Connecting for longer than a client's patience counted as no way to the upstream: a few such clients
+/// opened the breaker of its address for everybody.
+#[test]
+fn impatient_clients_do_not_make_an_upstream_unreachable() {
+    let sandbox = Sandbox::new();
+    // It takes connections, and its time before it says anything.
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("https://127.0.0.1:{}/v1", listener.local_addr().unwrap().port());
+    let lines = "connect_timeout = \"1m\"\nbreaker_failures_max = 3";
+    let conf = Conf::new().upstream("slow", "openai", &url, lines).model("m", "slow/x", &[]);
+    let daemon = Daemon::start(&sandbox, &conf);
+    let body = ask::chat_body("m", "hello", false).to_string();
+    let hurried = "x-stainless-read-timeout: 1\r\n";
+    let path = ask::chat_path(Dialect::OpenAi);
+    for _ in 0..5 {
+        let answer = daemon.ask(ask::post_with(path, hurried, body.as_bytes()));
+        assert_eq!(answer.status(), 504, "{}", answer.text());
+    }
+}

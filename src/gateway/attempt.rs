@@ -269,21 +269,28 @@ impl Attempt<'_> {
             fields: &fields[..used],
             body: &outgoing.body,
         };
-        let mut until = Begin {
-            client: Some(client.as_fd()),
-            connect: deadlines.connect().0,
-            send: deadlines.next().0,
-        };
+        let (connect, send) = (deadlines.connect(), deadlines.next());
+        let mut until = Begin { client: Some(client.as_fd()), connect: connect.0, send: send.0 };
         if self.place == Place::Pump {
             // Any wait ends at once.
             let now = clock::now();
             until = Begin { client: None, connect: now, send: now };
         }
-        let exchange = if fresh {
-            pool.begin_fresh(&request, &until, self.control)?
+        let begun = if fresh {
+            pool.begin_fresh(&request, &until, self.control)
         } else {
-            pool.begin(&request, &until, self.control)?
+            pool.begin(&request, &until, self.control)
         };
+        // Time that was the request's own ran out: that says less about the upstream.
+        let own = |phase| matches!(phase, Phase::Attempt | Phase::Request);
+        let exchange = begun.map_err(|error| {
+            let ended = match error.kind() {
+                Kind::UpstreamTimeout(Phase::Resolve | Phase::Connect) => connect.1,
+                Kind::UpstreamTimeout(Phase::Send) => send.1,
+                _ => return error,
+            };
+            if own(ended) { late(ended, &self.link.settings.name) } else { error }
+        })?;
         if let Some(pass) = self.pass.as_mut().filter(|_| !exchange.reused()) {
             pass.connected(clock::now());
         }
