@@ -4,6 +4,9 @@
 //! slow client has not taken yet, and refused connections that linger. All of them are data: a slow
 //! client costs a buffer, never a thread.
 
+mod answers;
+mod waiting;
+
 use std::collections::{BTreeSet, VecDeque};
 use std::net::{SocketAddr, TcpStream};
 use std::os::fd::{AsFd, AsRawFd};
@@ -11,29 +14,29 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Sender, TrySendError};
+use crossbeam_channel::{Receiver, Sender};
 use mio::event::Event;
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
 
-use super::address::AddressLease;
-use super::conn::{ClientConn, Current, Fill};
-use super::engine::Shared;
-use super::http::{Request, Response};
-use super::http1;
-use super::inbox::{Grant, Message, WAKE};
-use super::intake::{Advance, Refusal};
-use super::respond;
-use super::service::{GiveUp, Job, Wait};
-use super::settings::{DRAIN_TIMEOUT, LINGER_BYTES_MAX, LINGER_TIMEOUT, PARK_READ_BYTES_MAX};
-use super::unsent::{Sent, Unsent};
-use super::workers::{Healing, Task, Work, Workers};
 use crate::base::clock;
 use crate::base::error::{Error, Kind};
 use crate::base::heartbeat::Beat;
 use crate::base::id::RequestId;
 use crate::base::metrics::Lease;
-use crate::base::permits::{Permit, Place, Ticket};
+use crate::base::permits::{Permit, Ticket};
+
+use super::address::AddressLease;
+use super::conn::{ClientConn, Current, Fill};
+use super::engine::Shared;
+use super::http::Request;
+use super::inbox::{Message, WAKE};
+use super::intake::Advance;
+use super::service::{GiveUp, Job, Wait};
+use super::settings::PARK_READ_BYTES_MAX;
+use super::unsent::Unsent;
+use super::workers::{Healing, Task, Work, Workers};
+use super::{http1, respond};
 
 /// Events taken from the kernel at once.
 const EVENTS_MAX: usize = 1024;
@@ -316,51 +319,6 @@ impl Park {
         }
     }
 
-    fn wait(&mut self, conn: Box<ClientConn>, job: Box<dyn Job>, wait: Wait, now: Instant) {
-        let index = self.reserve();
-        self.generations += 1;
-        let generation = self.generations;
-        let shared = Arc::clone(&self.shared);
-        let place = wait.permits.acquire_or_wait(move |permit| {
-            shared.inbox.grant(Grant { index, generation, permit });
-        });
-        match place {
-            Place::Granted(permit) => {
-                self.free.push(index);
-                self.dispatch(conn, Work::Resume(job, Some(permit)), now);
-            }
-            Place::Full => {
-                self.free.push(index);
-                let context = "too many requests wait already; try again shortly";
-                self.give_up(conn, job, Error::new(Kind::WaitingFull, context), now);
-            }
-            Place::Queued(ticket) => {
-                let state = State::Wait { job, _ticket: ticket };
-                self.put(index, generation, conn, state);
-                // Readable: only to see that the client leaves.
-                self.watch(index, Interest::READABLE);
-                self.set_timer(index, Some(wait.deadline));
-            }
-        }
-    }
-
-    fn granted(&mut self, grant: Grant, now: Instant) {
-        let Grant { index, generation, permit } = grant;
-        let waits = self.entries.get(index).and_then(Option::as_ref).is_some_and(|entry| {
-            entry.generation == generation && matches!(entry.state, State::Wait { .. })
-        });
-        if !waits {
-            // Gone meanwhile: dropping the permit passes it on.
-            drop(permit);
-            return;
-        }
-        if let Some(entry) = self.remove(index)
-            && let State::Wait { job, .. } = entry.state
-        {
-            self.dispatch(entry.conn, Work::Resume(job, Some(permit)), now);
-        }
-    }
-
     // === Events ===
 
     fn ready(&mut self, index: usize, event: &Event, now: Instant) {
@@ -511,16 +469,6 @@ impl Park {
         }
     }
 
-    fn client_left(&mut self, index: usize) {
-        if let Some(entry) = self.remove(index)
-            && let State::Wait { job, .. } = entry.state
-        {
-            let error = Error::new(Kind::ClientGone, "the client left while its request waited");
-            // For the log and the counters; there is nobody to send it to.
-            let _ = job.give_up(error);
-        }
-    }
-
     // === Deadlines ===
 
     fn expire(&mut self, now: Instant) {
@@ -531,30 +479,6 @@ impl Park {
             self.guarded(Some(index), |park| park.expired(index, now));
             // Invariant: whoever has expired is gone, or has another timer.
             self.timers.remove(&(when, index));
-        }
-    }
-
-    /// When the oldest task of the queue will have waited for too long.
-    fn queue_deadline(&mut self) -> Option<Instant> {
-        let gone = self.waiting.len().saturating_sub(self.queue.len());
-        self.waiting.drain(..gone);
-        self.waiting.front().map(|since| *since + self.shared.queue_timeout())
-    }
-
-    /// Refuses tasks whose time is over. Workers do it themselves as they take tasks; this is for
-    /// when there is none to take any.
-    fn expire_queue(&mut self, now: Instant) {
-        while self.queue_deadline().is_some_and(|deadline| deadline <= now) {
-            let Some(task) = self.shared.take_queued() else { return };
-            let late = self.shared.line.overdue(task.since, self.shared.queue_timeout(), now);
-            match late {
-                Some(error) => match task.work.turn_down(&self.shared, error) {
-                    Ok(response) => self.respond(task.conn, &response, true, now),
-                    Err(work) => self.dispatch(task.conn, work, now),
-                },
-                // A worker took the old one meanwhile. This one goes to the end of the line.
-                None => self.enqueue(task, now),
-            }
         }
     }
 
@@ -589,188 +513,6 @@ impl Park {
                 }
             }
         }
-    }
-
-    // === Answers ===
-
-    fn dispatch(&mut self, conn: Box<ClientConn>, work: Work, now: Instant) {
-        self.enqueue(Task { conn, work, since: now }, now);
-    }
-
-    fn enqueue(&mut self, task: Task, now: Instant) {
-        let since = task.since;
-        match self.queue.try_send(task) {
-            Ok(()) => {
-                let queued = self.queue.len();
-                self.shared.queued.set_now(queued as u64);
-                self.waiting.push_back(since);
-                let gone = self.waiting.len().saturating_sub(queued);
-                self.waiting.drain(..gone);
-            }
-            Err(TrySendError::Full(task) | TrySendError::Disconnected(task)) => {
-                self.shared.queued.refuse();
-                let context = "all workers are busy and the queue is full; try again shortly";
-                let error = Error::new(Kind::QueueFull, context);
-                // What could do without a permit cannot do without a worker.
-                if let Ok(response) = task.work.turn_down(&self.shared, error) {
-                    self.respond(task.conn, &response, true, now);
-                }
-            }
-        }
-    }
-
-    fn give_up(&mut self, conn: Box<ClientConn>, job: Box<dyn Job>, error: Error, now: Instant) {
-        match job.give_up(error) {
-            GiveUp::Respond(response) => self.respond(conn, &response, true, now),
-            GiveUp::GoOn(job) => self.dispatch(conn, Work::Resume(job, None), now),
-        }
-    }
-
-    fn refuse(&mut self, mut conn: Box<ClientConn>, refusal: Refusal, now: Instant) {
-        let Refusal { response, current, drain } = refusal;
-        conn.current = Some(current);
-        conn.drain = drain;
-        self.respond(conn, &response, true, now);
-    }
-
-    fn respond(
-        &mut self,
-        mut conn: Box<ClientConn>,
-        response: &Response,
-        keep: bool,
-        now: Instant,
-    ) {
-        let Some(current) = conn.current.take() else { return };
-        let keep_alive = keep && current.keep_alive && self.shared.keeps_connections();
-        let mut out = Vec::with_capacity(512 + response.body.len());
-        respond::whole(&mut out, response, &current, keep_alive, self.shared.pressure.notice());
-        self.flush(conn, out, !keep_alive, now);
-    }
-
-    /// Sends what the socket takes; waits for the rest while there is progress, and not past
-    /// `server.request_timeout`.
-    fn flush(&mut self, conn: Box<ClientConn>, out: Vec<u8>, close: bool, now: Instant) {
-        let end_by = now + self.shared.settings.load().request_timeout;
-        let mut unsent = Unsent::new(out, close, now, end_by);
-        match unsent.send(&conn, now) {
-            Ok(Sent::All) => self.answered(conn, close, now),
-            Ok(Sent::Rest) => self.hold(conn, unsent, now),
-            Err(_) => {}
-        }
-    }
-
-    /// Keeps the rest of an answer, if there is memory for it.
-    fn hold(&mut self, conn: Box<ClientConn>, mut unsent: Unsent, now: Instant) {
-        let bytes = unsent.len() as u64;
-        let mut held = self.shared.answers.try_take(bytes);
-        while held.is_none() && self.give_up_an_answer(now) {
-            held = self.shared.answers.try_take(bytes);
-        }
-        let Some(held) = held else {
-            self.shared.answers_cut.inc();
-            return;
-        };
-        unsent.hold(held);
-        let deadline = unsent.deadline(self.shared.settings.load().write_timeout);
-        let index = self.insert(conn, State::Flush(unsent));
-        self.watch(index, Interest::WRITABLE);
-        self.set_timer(index, Some(deadline));
-    }
-
-    /// Closes the connection whose client has taken nothing for longest, to make room for another
-    /// answer. False when there is none that stands still.
-    fn give_up_an_answer(&mut self, now: Instant) -> bool {
-        let entries = self.entries.iter().enumerate();
-        let waiting = entries.filter_map(|(index, entry)| match &entry.as_ref()?.state {
-            State::Flush(unsent) => Some((unsent.moved(), index)),
-            _ => None,
-        });
-        let Some((moved, index)) = waiting.min() else { return false };
-        if now.saturating_duration_since(moved) < ANSWER_REST_MIN {
-            return false;
-        }
-        self.shared.answers_cut.inc();
-        self.remove(index);
-        true
-    }
-
-    /// Goes on with an answer that was held.
-    fn send_on(&mut self, index: usize, now: Instant) {
-        let Some(Some(entry)) = self.entries.get_mut(index) else { return };
-        let State::Flush(unsent) = &mut entry.state else { return };
-        let write_timeout = self.shared.settings.load().write_timeout;
-        match unsent.send(&entry.conn, now) {
-            Ok(Sent::Rest) if unsent.late(write_timeout, now) => {
-                self.shared.stalled.inc();
-                self.remove(index);
-            }
-            Ok(Sent::Rest) => {
-                let deadline = unsent.deadline(write_timeout);
-                self.set_timer(index, Some(deadline));
-            }
-            Ok(Sent::All) => {
-                let close = unsent.close;
-                if let Some(entry) = self.remove(index) {
-                    self.answered(entry.conn, close, now);
-                }
-            }
-            Err(_) => {
-                self.remove(index);
-            }
-        }
-    }
-
-    /// The client has its answer, or the kernel for it.
-    fn answered(&mut self, mut conn: Box<ClientConn>, close: bool, now: Instant) {
-        if close {
-            conn.shut_write();
-            self.linger(conn, now);
-        } else {
-            conn.drain = 0;
-            // Read in the next round, not here: a client that sends one request after another
-            // that is refused would take this thread, and its stack, for itself.
-            let index = self.insert(conn, State::Next);
-            self.rest(index, now);
-            self.again.push(index);
-        }
-    }
-
-    /// Reads on for a while behind an answer after which the connection is closed: closed now, what
-    /// the client still sends would reset the answer away (RFC 9112 section 9.6).
-    fn linger(&mut self, conn: Box<ClientConn>, now: Instant) {
-        let drain = if conn.drain > 0 { self.shared.drains.try_take(1) } else { None };
-        let (left, time) = match drain {
-            Some(_) => (conn.drain.max(LINGER_BYTES_MAX), DRAIN_TIMEOUT),
-            None => (LINGER_BYTES_MAX, LINGER_TIMEOUT),
-        };
-        let until = now + time;
-        let index = self.insert(conn, State::Linger(Linger { left, until, _drain: drain }));
-        self.watch(index, Interest::READABLE);
-        self.set_timer(index, Some(until));
-        // It may make room for a newcomer, as an idle one may.
-        self.set_idle(index, Some(now));
-        self.discard(index);
-    }
-
-    /// Throws away what came, a part of it at a time: others want to be looked at too.
-    fn discard(&mut self, index: usize) {
-        let mut budget = PARK_READ_BYTES_MAX;
-        while budget > 0 {
-            let Some(Some(entry)) = self.entries.get_mut(index) else { return };
-            let State::Linger(linger) = &mut entry.state else { return };
-            match entry.conn.discard() {
-                Ok(Fill::Bytes(n)) if n as u64 <= linger.left => {
-                    linger.left -= n as u64;
-                    budget = budget.saturating_sub(n);
-                }
-                Ok(Fill::Nothing) if clock::now() < linger.until => return,
-                _ => {
-                    self.remove(index);
-                    return;
-                }
-            }
-        }
-        self.again.push(index);
     }
 
     fn give_up_all(&mut self) {
