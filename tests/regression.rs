@@ -168,3 +168,30 @@ fn impatient_clients_do_not_make_an_upstream_unreachable() {
         assert_eq!(answer.status(), 504, "{}", answer.text());
     }
 }
+
+/// A call that a pump sent again counted as two requests: a quarter of all could be retries.
+#[test]
+fn a_request_that_is_sent_again_is_one_request_for_the_retry_budget() {
+    const REQUESTS: usize = 200;
+    let sandbox = Sandbox::new();
+    let known = std::sync::Mutex::new(std::collections::HashSet::new());
+    let upstream = FakeUpstream::start(Dialect::OpenAi, move |call| {
+        answers::catalog(call).unwrap_or_else(|| {
+            // A connection serves one call, and the next one finds it closed.
+            match known.lock().unwrap().insert(call.connection) {
+                true => answers::good(call, "hello"),
+                false => vec![Step::Close],
+            }
+        })
+    });
+    let conf = Conf::new().fake("up", &upstream, "").model("m", "up/x", &[]);
+    let daemon = Daemon::start(&sandbox, &conf);
+    let mut wire = daemon.connect();
+    for _ in 0..REQUESTS {
+        let answer = wire.ask(ask::chat(Dialect::OpenAi, "m", "hello", false));
+        assert!(matches!(answer.status(), 200 | 502), "{}", answer.text());
+    }
+    let again = daemon.metrics().sum("tidegate_upstream_retries_total", &[("upstream", "up")]);
+    let again = again.unwrap();
+    assert!(again >= 10.0 && again <= REQUESTS as f64 / 5.0 + 3.0, "{again}");
+}

@@ -221,7 +221,8 @@ impl Attempt<'_> {
             .ask
             .outgoing(self.dialect(), &self.target.model, self.link.settings.num_ctx)
             .map_err(End::MoveOn)?;
-        if self.place != Place::Pump {
+        // A pump counts what it sent; what one has sent before is the same request again.
+        if self.place != Place::Pump && !self.fresh {
             self.link.count_request();
         }
         let mut fresh = self.fresh;
