@@ -13,11 +13,18 @@ use std::time::{Duration, Instant};
 /// block is cheaper from an arena: bodies of ordinary chats stay there. In bytes.
 const OWN_PAGES_MIN: i32 = 512 * 1024;
 
-/// Memory above the least since the last trim that makes a trim worthwhile, in bytes.
+/// Memory above the least there ever was that makes a trim worthwhile, in bytes.
 const GROWTH_MIN: u64 = 4 * 1024 * 1024;
+
+/// A trim that gave back less was of no use, in bytes.
+const USEFUL_MIN: u64 = 1024 * 1024;
 
 /// Shortest time between two trims: each walks through all arenas, under their locks.
 const PAUSE_MIN: Duration = Duration::from_secs(5);
+
+/// Longest time between two trims while there is more memory than there was at least: what is in
+/// use at one trim may be free at the next.
+const PAUSE_MAX: Duration = Duration::from_secs(40);
 
 /// Fixes the threshold for blocks of their own. To be called once, before there are threads.
 pub fn settle() {
@@ -30,32 +37,39 @@ pub fn trim() -> bool {
     sys::trim()
 }
 
-/// When to trim: while memory in use grows it is of no use, and one that was of no use is not
-/// repeated until memory has grown again. Pure: it is told the time and the memory.
+/// When to trim: a moment after memory has grown, and again after longer and longer pauses for as
+/// long as it is above the least there was. Pure: it is told the time and the memory.
 #[derive(Debug)]
 pub struct Trimmer {
-    /// The least resident memory since the last trim, in bytes.
-    floor: Option<u64>,
+    /// The least resident memory that was ever seen, in bytes.
+    least: Option<u64>,
+    /// What was resident after the last trim, in bytes.
+    left: u64,
     trimmed: Instant,
+    pause: Duration,
 }
 
 impl Trimmer {
     /// One that has not trimmed yet.
     pub fn new(now: Instant) -> Self {
-        Trimmer { floor: None, trimmed: now }
+        Trimmer { least: None, left: 0, trimmed: now, pause: PAUSE_MIN }
     }
 
     /// Whether to trim now, with this many bytes resident. [`Trimmer::trimmed`] follows.
     pub fn due(&mut self, now: Instant, resident: u64) -> bool {
-        let floor = self.floor.map_or(resident, |floor| floor.min(resident));
-        self.floor = Some(floor);
-        let grown = resident - floor;
-        grown >= GROWTH_MIN.max(floor / 8) && now >= self.trimmed + PAUSE_MIN
+        let least = self.least.map_or(resident, |least| least.min(resident));
+        self.least = Some(least);
+        if resident >= self.left.saturating_add(GROWTH_MIN) {
+            self.pause = PAUSE_MIN;
+        }
+        resident - least >= GROWTH_MIN.max(least / 8) && now >= self.trimmed + self.pause
     }
 
-    /// It was trimmed, and this many bytes are resident now.
-    pub fn trimmed(&mut self, now: Instant, resident: u64) {
-        self.floor = Some(resident);
+    /// It was trimmed: so many bytes were resident, and so many are now.
+    pub fn trimmed(&mut self, now: Instant, before: u64, after: u64) {
+        let useful = before.saturating_sub(after) >= USEFUL_MIN;
+        self.pause = if useful { PAUSE_MIN } else { (self.pause * 2).min(PAUSE_MAX) };
+        self.left = after;
         self.trimmed = now;
     }
 }
@@ -93,24 +107,45 @@ mod tests {
     const MIB: u64 = 1024 * 1024;
 
     #[test]
-    fn memory_that_grew_is_trimmed_but_not_all_the_time() {
+    fn memory_that_grew_is_trimmed_until_it_is_back_but_not_all_the_time() {
         let start = clock::now();
         let at = |seconds| start + Duration::from_secs(seconds);
         let mut trimmer = Trimmer::new(start);
         assert!(!trimmer.due(at(10), 10 * MIB), "the first look is where it stands");
         assert!(!trimmer.due(at(11), 13 * MIB), "too little");
         assert!(trimmer.due(at(12), 14 * MIB));
-        trimmer.trimmed(at(12), 13 * MIB);
+        trimmer.trimmed(at(12), 14 * MIB, 11 * MIB);
         assert!(!trimmer.due(at(13), 60 * MIB), "too soon");
         assert!(trimmer.due(at(17), 60 * MIB));
-        // All of it was in use: nothing more until it grows by an eighth.
-        trimmer.trimmed(at(17), 60 * MIB);
-        assert!(!trimmer.due(at(60), 67 * MIB));
-        assert!(trimmer.due(at(61), 68 * MIB));
-        // What went back by itself makes a new floor.
-        trimmer.trimmed(at(61), 68 * MIB);
-        assert!(!trimmer.due(at(70), 20 * MIB));
-        assert!(trimmer.due(at(71), 25 * MIB));
+        // All of it was in use. It is looked at again, later and later, since what is free at last
+        // does not show.
+        trimmer.trimmed(at(17), 60 * MIB, 60 * MIB);
+        assert!(!trimmer.due(at(26), 60 * MIB));
+        assert!(trimmer.due(at(27), 60 * MIB));
+        trimmer.trimmed(at(27), 60 * MIB, 60 * MIB);
+        assert!(!trimmer.due(at(46), 60 * MIB));
+        assert!(trimmer.due(at(47), 60 * MIB));
+        trimmer.trimmed(at(47), 60 * MIB, 60 * MIB);
+        // More of it: soon again.
+        assert!(trimmer.due(at(52), 70 * MIB));
+        trimmer.trimmed(at(52), 70 * MIB, 11 * MIB);
+        assert!(!trimmer.due(at(600), 11 * MIB), "it is back");
+    }
+
+    #[test]
+    fn memory_that_stays_in_use_is_looked_at_every_forty_seconds_at_most() {
+        let start = clock::now();
+        let mut trimmer = Trimmer::new(start);
+        trimmer.due(start, 10 * MIB);
+        let mut trims = 0;
+        for second in 0..3600 {
+            let now = start + Duration::from_secs(second);
+            if trimmer.due(now, 100 * MIB) {
+                trims += 1;
+                trimmer.trimmed(now, 100 * MIB, 100 * MIB);
+            }
+        }
+        assert!((85..=95).contains(&trims), "{trims}");
     }
 
     #[cfg(all(target_os = "linux", target_env = "gnu"))]

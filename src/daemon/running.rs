@@ -267,8 +267,8 @@ impl Running {
         if self.trimmer.due(clock::now(), resident) {
             memory::trim();
             self.trims.inc();
-            let resident = process::resident_bytes().unwrap_or(resident);
-            self.trimmer.trimmed(clock::now(), resident);
+            let after = process::resident_bytes().unwrap_or(resident);
+            self.trimmer.trimmed(clock::now(), resident, after);
         }
     }
 

@@ -21,7 +21,7 @@ use crate::base::permits::Permit;
 use crate::base::thread::{self, Thread};
 
 /// A thread that had nothing to do for this long, and is not needed as a ready one, ends.
-const SPARE_TIMEOUT: Duration = Duration::from_secs(60);
+const SPARE_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// After the operating system refused a thread: the time until it is asked again …
 const RETRY_MIN: Duration = Duration::from_millis(50);
