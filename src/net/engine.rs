@@ -5,7 +5,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
@@ -70,7 +70,6 @@ pub struct Shared {
     pub(super) answers_cut: Arc<Counter>,
     pub(super) panics: Arc<Counter>,
     pumps: Vec<Arc<PumpInbox>>,
-    next_pump: AtomicUsize,
     queue: Receiver<Task>,
     draining: AtomicBool,
     stopping: AtomicBool,
@@ -90,10 +89,17 @@ impl Shared {
         !self.draining() && self.pressure.keeps(&self.connections)
     }
 
-    /// The pump for the next stream, in turn; none for an engine without streams.
+    /// The pump for the next stream or call: the first that has time, else the one with the most;
+    /// none for an engine without pumps. Few pumps with much to do at each look at the kernel cost
+    /// less than many with little.
     pub(super) fn pump(&self) -> Option<&Arc<PumpInbox>> {
-        let next = self.next_pump.fetch_add(1, SeqCst).checked_rem(self.pumps.len())?;
-        self.pumps.get(next)
+        let free = self.pumps.iter().find(|pump| pump.has_time());
+        free.or_else(|| self.pumps.iter().min_by_key(|pump| pump.busy()))
+    }
+
+    /// Whether another pump than this one has time.
+    pub(super) fn another_has_time(&self, pump: &Arc<PumpInbox>) -> bool {
+        self.pumps.iter().any(|other| !Arc::ptr_eq(other, pump) && other.has_time())
     }
 
     pub(super) fn has_pumps(&self) -> bool {
@@ -359,7 +365,6 @@ fn shared(
         settings: ArcSwap::from_pointee(settings),
         service,
         pumps: Vec::new(),
-        next_pump: AtomicUsize::new(0),
         queue: tasks,
         draining: AtomicBool::new(false),
         stopping: AtomicBool::new(false),

@@ -11,6 +11,7 @@ use std::collections::BTreeSet;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use mio::event::Event;
@@ -43,7 +44,24 @@ const TAIL_MAX: Duration = Duration::from_millis(50);
 /// Output buffers larger than this are given back once they are empty.
 const OUT_BYTES_KEPT: usize = 16 * 1024;
 
+/// From here on, in thousandths of its time, a pump is busy enough: others get what comes.
+const BUSY_ENOUGH: u32 = 500;
+
+/// From here on it gives clients to others that have time.
+const BUSY_TOO_MUCH: u32 = 850;
+
+/// Over how long that is measured.
+const BUSY_WINDOW: Duration = Duration::from_millis(100);
+
 const WAKE: Token = Token(0);
+
+/// A pump's measure of its own work.
+struct Work {
+    begun: Instant,
+    slept: Duration,
+    /// Clients that it may still give to others in this window.
+    to_give: usize,
+}
 
 /// A stream whose first content is out.
 pub trait Flow: Send {
@@ -113,6 +131,8 @@ pub enum Entering {
 pub struct PumpInbox {
     entering: Locked<Vec<Entering>>,
     waker: Waker,
+    /// How much of the last moments the pump was at work, in thousandths.
+    busy: AtomicU32,
 }
 
 impl PumpInbox {
@@ -123,7 +143,18 @@ impl PumpInbox {
     pub fn new() -> std::io::Result<(PumpInbox, Poll)> {
         let poll = Poll::new()?;
         let waker = Waker::new(poll.registry(), WAKE)?;
-        Ok((PumpInbox { entering: Locked::new(Rank::Leaf, Vec::new()), waker }, poll))
+        let entering = Locked::new(Rank::Leaf, Vec::new());
+        Ok((PumpInbox { entering, waker, busy: AtomicU32::new(0) }, poll))
+    }
+
+    /// How much of the last moments the pump was at work, in thousandths.
+    pub fn busy(&self) -> u32 {
+        self.busy.load(Relaxed)
+    }
+
+    /// Whether it can take more without being late.
+    pub fn has_time(&self) -> bool {
+        self.busy() < BUSY_ENOUGH
     }
 
     /// Hands a stream or a call over.
@@ -193,6 +224,7 @@ pub struct Pump {
     again: Vec<usize>,
     data: Vec<u8>,
     scratch: Scratch,
+    work: Work,
 }
 
 impl Pump {
@@ -208,6 +240,7 @@ impl Pump {
             again: Vec::new(),
             data: Vec::new(),
             scratch: Scratch::default(),
+            work: Work { begun: clock::now(), slept: Duration::ZERO, to_give: 0 },
         }
     }
 
@@ -225,7 +258,10 @@ impl Pump {
             if self.poll.poll(&mut events, Some(sleep)).is_err() {
                 events.clear();
             }
-            let now = clock::now();
+            let woke = clock::now();
+            self.work.slept += woke.saturating_duration_since(now);
+            self.measure(woke);
+            let now = woke;
             beat.tick_at(now);
             for event in &events {
                 let Token(token) = event.token();
@@ -261,6 +297,23 @@ impl Pump {
                 _ => pump.lose(index, stopping()),
             });
         }
+    }
+
+    /// Tells others how busy this pump is, once in a while.
+    fn measure(&mut self, now: Instant) {
+        let window = now.saturating_duration_since(self.work.begun);
+        if window < BUSY_WINDOW {
+            return;
+        }
+        let idle = self.work.slept.as_secs_f64() / window.as_secs_f64();
+        let busy = ((1.0 - idle.min(1.0)) * 1000.0).round();
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "0 to 1000")]
+        self.inbox.busy.store(busy as u32, Relaxed);
+        let give = self.inbox.busy() >= BUSY_TOO_MUCH && self.shared.another_has_time(&self.inbox);
+        // A part of them, and then another look, so that they do not go back and forth together.
+        let held = self.entries.len() - self.free.len();
+        self.work =
+            Work { begun: now, slept: Duration::ZERO, to_give: if give { held / 4 } else { 0 } };
     }
 
     /// Runs one step. A panic that is not dealt with closer to its place costs its own stream.

@@ -2,6 +2,7 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Barrier;
+use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
 use super::*;

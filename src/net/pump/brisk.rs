@@ -262,7 +262,10 @@ impl Pump {
         entry.conn.current = None;
         // At the cap it must be in the parking lot, where it can make room.
         let full = self.shared.connections.now() >= self.shared.connections.max();
-        if full || self.shared.draining() {
+        // By way of a worker it comes to a pump with more time.
+        let give = self.work.to_give > 0;
+        self.work.to_give = self.work.to_give.saturating_sub(1);
+        if full || give || self.shared.draining() {
             self.hand_on(index, |_| Purpose::Next);
             return;
         }
