@@ -13,6 +13,7 @@ pub mod lock;
 pub mod logsite;
 pub mod memory;
 pub mod metrics;
+pub mod orders;
 pub mod permits;
 pub mod thread;
 pub mod time_format;

@@ -6,6 +6,7 @@
 mod descriptors;
 mod drain;
 mod folders;
+mod orders;
 mod overload;
 mod planes;
 mod reload;
@@ -15,7 +16,7 @@ mod signals;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crossbeam_channel::RecvTimeoutError;
+use crossbeam_channel::{RecvTimeoutError, select};
 
 use crate::base::exit::Exit;
 use crate::base::health::Phase;
@@ -70,19 +71,29 @@ fn serve(mut running: Running, signals: &Signals) -> Exit {
     let (name, consequence) = ("signals_max", "dropped: the same ones wait already");
     let waiting = running.registry.limit(name, "", signals::EVENTS_MAX as u64, consequence);
     loop {
-        let event = signals.events.recv_timeout(TICK);
+        let (mut event, mut asked) = (Err(RecvTimeoutError::Timeout), None);
+        select! {
+            recv(signals.events) -> signal => event = signal.map_err(RecvTimeoutError::from),
+            // The running parts hold a desk, so there is always somebody who may ask.
+            recv(running.orders) -> order => asked = order.ok(),
+            default(TICK) => {}
+        }
         waiting.set_now(signals.events.len() as u64);
+        running.desk.taken();
         // After events too: signals without a pause must not look like a loop that hangs.
         running.tick();
         match event {
             Err(RecvTimeoutError::Timeout) => {}
-            Ok(Event::Reload) => running.reload(),
-            Ok(Event::Reopen) => {
-                running.log.reopen();
-                log::info!("log_reopened");
-            }
+            // The log says why it was refused.
+            Ok(Event::Reload) => drop(running.reload()),
+            Ok(Event::Reopen) => running.reopen(),
             // Without the signal thread nobody could stop us any more.
             Ok(Event::Stop) | Err(RecvTimeoutError::Disconnected) => break,
+        }
+        if let Some(asked) = asked
+            && orders::carry_out(&mut running, asked)
+        {
+            break;
         }
     }
     drain::drain(running, signals)

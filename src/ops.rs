@@ -2,29 +2,26 @@
 //! the parts below keep up to date; nothing here calls out or waits.
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
-use std::sync::Arc;
 use std::time::Instant;
 
 use crate::base::clock;
 use crate::base::error::{Error, Kind};
-use crate::base::health::Board;
-use crate::base::heartbeat::Heartbeats;
 use crate::base::id::RequestId;
-use crate::base::metrics::Registry;
-use crate::gateway::cached::Answers;
-use crate::gateway::usage::{Accounts, Question};
+use crate::gateway::usage::Question;
 use crate::log_limited;
 use crate::net::http::{Head, Method, Request, Response};
 use crate::net::http1::reason;
 use crate::net::service::{Admission, Service, Step};
 use crate::net::turn::Turn;
 use crate::observe::prometheus;
-use crate::upstream::link::Links;
 
 mod breakers;
 mod cache;
 mod limits;
+mod parts;
 mod probes;
+
+pub use parts::Parts;
 
 /// Largest body taken, in bytes. No route wants one; this much is read so that a probe that sends
 /// one anyway is answered and not cut off.
@@ -35,51 +32,15 @@ const METHODS: &str = "GET, HEAD";
 /// The handlers of the ops plane.
 #[derive(Debug)]
 pub struct OpsHandler {
-    board: Arc<Board>,
-    heartbeats: Arc<Heartbeats>,
-    registry: Arc<Registry>,
-    /// For their breakers.
-    links: Option<Arc<Links>>,
-    /// Who used how much.
-    accounts: Option<Arc<Accounts>>,
-    /// Answers that are kept.
-    answers: Option<Answers>,
+    parts: Parts,
     /// Only callers on this machine can reach the listener.
     loopback: bool,
 }
 
 impl OpsHandler {
     /// Handlers over these, for a listener on this address.
-    pub fn new(
-        board: Arc<Board>,
-        heartbeats: Arc<Heartbeats>,
-        registry: Arc<Registry>,
-        listen: SocketAddr,
-    ) -> Self {
-        let loopback = listen.ip().is_loopback();
-        let (links, accounts, answers) = (None, None, None);
-        OpsHandler { board, heartbeats, registry, links, accounts, answers, loopback }
-    }
-
-    /// Shows the breakers of these.
-    #[must_use]
-    pub fn with_links(mut self, links: Arc<Links>) -> Self {
-        self.links = Some(links);
-        self
-    }
-
-    /// Answers questions about these.
-    #[must_use]
-    pub fn with_accounts(mut self, accounts: Arc<Accounts>) -> Self {
-        self.accounts = Some(accounts);
-        self
-    }
-
-    /// Shows the figures of this cache, beside those of the catalog's own.
-    #[must_use]
-    pub fn with_answers(mut self, answers: Answers) -> Self {
-        self.answers = Some(answers);
-        self
+    pub fn new(parts: Parts, listen: SocketAddr) -> Self {
+        OpsHandler { parts, loopback: listen.ip().is_loopback() }
     }
 
     /// Answers one request. For `HEAD` the answer is that to `GET`; the engine leaves its body out.
@@ -97,13 +58,15 @@ impl OpsHandler {
         let query = head.query();
         let answer: &dyn Fn() -> Option<Response> = match root {
             "livez" | "healthz" | "health" => {
-                &|| probes::live(&self.heartbeats, now).answer("livez", part, query)
+                &|| probes::live(&self.parts.heartbeats, now).answer("livez", part, query)
             }
-            "readyz" | "ready" => &|| probes::ready(&self.board, now).answer("readyz", part, query),
+            "readyz" | "ready" => {
+                &|| probes::ready(&self.parts.board, now).answer("readyz", part, query)
+            }
             "metrics" if part.is_none() => &|| Some(self.metrics()),
-            "limits" if part.is_none() => &|| Some(limits::answer(&self.registry)),
+            "limits" if part.is_none() => &|| Some(limits::answer(&self.parts.registry)),
             "breakers" if part.is_none() => &|| Some(self.breakers()),
-            "cache" if part.is_none() => &|| Some(cache::answer(self.answers.as_ref())),
+            "cache" if part.is_none() => &|| Some(cache::answer(self.parts.answers.as_ref())),
             "usage" if part.is_none() => &|| self.usage(query),
             _ => return not_found(path),
         };
@@ -116,13 +79,13 @@ impl OpsHandler {
     }
 
     fn breakers(&self) -> Response {
-        let views = self.links.as_ref().map(|links| links.breakers()).unwrap_or_default();
+        let views = self.parts.links.as_ref().map(|links| links.breakers()).unwrap_or_default();
         breakers::answer(&views)
     }
 
     /// What everybody's requests came to.
     fn usage(&self, query: &str) -> Option<Response> {
-        let accounts = self.accounts.as_ref()?;
+        let accounts = self.parts.accounts.as_ref()?;
         Some(match Question::parse(query) {
             Ok(question) => accounts.answer(&question),
             Err(error) => problem(&error),
@@ -131,7 +94,7 @@ impl OpsHandler {
 
     fn metrics(&self) -> Response {
         let mut page = Vec::with_capacity(32 * 1024);
-        prometheus::render(&self.registry, &mut page);
+        prometheus::render(&self.parts.registry, &mut page);
         Response::new(200, prometheus::CONTENT_TYPE, page).with("cache-control", "no-store")
     }
 
@@ -216,7 +179,10 @@ impl Service for OpsHandler {
     ) -> Response {
         let row = error.row();
         let help = "Requests that the ops plane refused, by code.";
-        self.registry.counter("tidegate_ops_refused_total", help, &[("code", row.code)]).inc();
+        self.parts
+            .registry
+            .counter("tidegate_ops_refused_total", help, &[("code", row.code)])
+            .inc();
         log_limited!(
             row.level, "ops_refused", id:% = id, peer:% = peer, code = row.code, reason:% = error
         );

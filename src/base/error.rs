@@ -181,6 +181,8 @@ pub enum Kind {
     ClientGone,
     /// The client did not read for `server.write_timeout`.
     ClientStalled,
+    /// A configuration that was refused: the one that ran runs on.
+    InvalidConfig,
     /// A bug of ours.
     Internal,
 }
@@ -262,6 +264,7 @@ impl Kind {
             Kind::RequestTotalTimeout => ("request_total_timeout", 504, Upstream, Warn, true),
             Kind::ClientGone => ("client_gone", 499, Validation, Debug, false),
             Kind::ClientStalled => ("client_stalled", 499, Validation, Info, false),
+            Kind::InvalidConfig => ("invalid_config", 422, Validation, Warn, false),
             Kind::Internal => ("internal", 500, Internal, Error, false),
         };
         Row { code, status, class, level, later }

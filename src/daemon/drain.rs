@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::RecvTimeoutError;
 
 use crate::base::clock;
+use crate::base::error::{Error, Kind};
 use crate::base::exit::Exit;
 use crate::base::health::Phase;
 
@@ -55,6 +56,9 @@ pub fn drain(running: Running, signals: &Signals) -> Exit {
 /// Waits until all is done or the deadline; false when a second signal came.
 fn wait(running: &mut Running, signals: &Signals, deadline: Instant) -> bool {
     while !running.data.drained() && clock::now() < deadline {
+        while let Ok(asked) = running.orders.try_recv() {
+            asked.answer(Err(Error::new(Kind::Draining, "the daemon is on its way out")));
+        }
         match signals.events.recv_timeout(LOOK) {
             Ok(Event::Stop) => return false,
             Ok(Event::Reopen) => running.log.reopen(),

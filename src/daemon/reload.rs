@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::base::error::Error;
+use crate::base::error::{Error, Kind};
 use crate::base::metrics::{Counter, Registry};
 use crate::config::settings::OWN_LIMIT;
 use crate::config::{self, Config, Fault, Loaded};
@@ -12,10 +12,15 @@ use crate::observe::log::ReconfigureError;
 use super::running::{Running, tell_descriptors};
 
 /// Why a reload was refused. The old configuration runs on.
+#[derive(Debug, thiserror::Error)]
 enum Refused {
+    #[error("{0}")]
     Faults(config::Faults),
+    #[error("only a restart changes {}", .0.join(", "))]
     Restart(Vec<&'static str>),
+    #[error("{0}")]
     Build(Error),
+    #[error("{0}")]
     Log(ReconfigureError),
 }
 
@@ -44,8 +49,11 @@ pub(super) fn export(registry: &Registry, configs: &[&Config]) {
 
 impl Running {
     /// Reads the configuration again. Requests in flight keep the one they began with.
-    pub(super) fn reload(&mut self) {
-        let outcome = match self.try_reload() {
+    ///
+    /// # Errors
+    /// Why it was refused, in one text; the log has it with its lines.
+    pub(super) fn reload(&mut self) -> Result<(), Error> {
+        let (outcome, result) = match self.try_reload() {
             Ok(warnings) => {
                 for warning in &warnings {
                     let path = self.config.path.as_deref();
@@ -54,16 +62,18 @@ impl Running {
                 let (upstreams, models) = (self.config.upstreams.len(), self.config.models.len());
                 let detail = format!("{upstreams} upstreams, {models} models");
                 self.events.record(log::Level::Info, "reloaded", "", detail);
-                "ok"
+                ("ok", Ok(()))
             }
             Err(refused) => {
                 tell(&refused);
-                "refused"
+                let error = Error::new(Kind::InvalidConfig, refused.to_string());
+                ("refused", Err(error))
             }
         };
         // As for any other program: SIGHUP also means that log files may have been moved.
         self.log.reopen();
         reloads(&self.registry, outcome).inc();
+        result
     }
 
     fn try_reload(&mut self) -> Result<Vec<Fault>, Refused> {

@@ -6,12 +6,15 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crossbeam_channel::Receiver;
+
 use crate::base::clock;
 use crate::base::events::Events;
 use crate::base::health::Board;
 use crate::base::heartbeat::{Beat, Heartbeats};
 use crate::base::memory::{self, Trimmer};
 use crate::base::metrics::{Counter, Registry};
+use crate::base::orders::{Asked, Desk};
 use crate::config::{Config, Loaded};
 use crate::gateway::cached::{self, Answers};
 use crate::gateway::catalog::Catalog;
@@ -28,7 +31,7 @@ use crate::net::outbound::Resolver;
 use crate::observe::log::{self as logs, LogHandle};
 use crate::observe::process;
 use crate::observe::resources::Resources;
-use crate::ops::OpsHandler;
+use crate::ops::{self, OpsHandler};
 use crate::upstream::calls::Calls;
 use crate::upstream::link::Links;
 
@@ -59,6 +62,9 @@ pub struct Running {
     pub(super) events: Arc<Events>,
     pub(super) log: LogHandle,
     pub(super) descriptors: u64,
+    /// Orders to the main loop, and where they are put.
+    pub(super) orders: Receiver<Asked>,
+    pub(super) desk: Desk,
     beat: Beat,
     trimmer: Trimmer,
     trims: Arc<Counter>,
@@ -157,15 +163,18 @@ impl Running {
         };
         let gateway = Gateway::new(state, parts);
 
-        let handler = OpsHandler::new(
-            Arc::clone(&board),
-            heartbeats.clone(),
-            Arc::clone(&registry),
-            config.ops.listen,
-        )
-        .with_links(Arc::clone(&links))
-        .with_accounts(accounts)
-        .with_answers(answers.clone());
+        let (desk, orders) = Desk::new(&registry);
+        let shown = ops::Parts {
+            board: Arc::clone(&board),
+            heartbeats: heartbeats.clone(),
+            registry: Arc::clone(&registry),
+            events: Arc::clone(&events),
+            desk: desk.clone(),
+            links: Some(Arc::clone(&links)),
+            accounts: Some(accounts),
+            answers: Some(answers.clone()),
+        };
+        let handler = OpsHandler::new(shown, config.ops.listen);
         let fixed = planes::ops_fixed(&config.ops);
         let ops = Engine::start(&fixed, planes::ops(), Arc::new(handler), &registry, &heartbeats)
             .map_err(|error| Refusal::Listen {
@@ -228,6 +237,8 @@ impl Running {
             events,
             log,
             descriptors,
+            orders,
+            desk,
             beat,
             trimmer: Trimmer::new(clock::now()),
             trims,
@@ -249,6 +260,12 @@ impl Running {
     /// Where the ops plane listens.
     pub fn ops_address(&self) -> SocketAddr {
         self.ops.address()
+    }
+
+    /// Opens the log files again.
+    pub(super) fn reopen(&self) {
+        self.log.reopen();
+        log::info!("log_reopened");
     }
 
     /// What is looked after every second.

@@ -1,0 +1,21 @@
+//! Orders from the desk, carried out by the main loop.
+
+use serde_json::json;
+
+use crate::base::orders::{Asked, Order};
+
+use super::running::Running;
+
+/// Carries one out and tells its outcome; whether the daemon is to drain and stop.
+pub(super) fn carry_out(running: &mut Running, asked: Asked) -> bool {
+    let (outcome, stop) = match &asked.order {
+        Order::Reload => (running.reload().map(|()| json!({"reloaded": true})), false),
+        Order::Reopen => {
+            running.reopen();
+            (Ok(json!({"reopened": true})), false)
+        }
+        Order::Stop => (Ok(json!({"stopping": true})), true),
+    };
+    asked.answer(outcome);
+    stop
+}

@@ -1,0 +1,51 @@
+//! What the ops plane and the control socket show and act on.
+
+use std::sync::Arc;
+
+use crate::base::events::Events;
+use crate::base::health::Board;
+use crate::base::heartbeat::Heartbeats;
+use crate::base::metrics::Registry;
+use crate::base::orders::Desk;
+use crate::gateway::cached::Answers;
+use crate::gateway::usage::Accounts;
+use crate::upstream::link::Links;
+
+/// Handles on the parts of the daemon. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Parts {
+    /// Phase and checks.
+    pub board: Arc<Board>,
+    /// The beats of the threads.
+    pub heartbeats: Arc<Heartbeats>,
+    /// Metrics and limits.
+    pub registry: Arc<Registry>,
+    /// What happened lately.
+    pub events: Arc<Events>,
+    /// For what only the main loop can do.
+    pub desk: Desk,
+    /// For their breakers.
+    pub links: Option<Arc<Links>>,
+    /// Who used how much.
+    pub accounts: Option<Arc<Accounts>>,
+    /// Answers that are kept.
+    pub answers: Option<Answers>,
+}
+
+#[cfg(test)]
+impl Parts {
+    /// Only what there always is, with nothing in it. Nobody takes its orders.
+    pub(super) fn bare() -> Self {
+        let registry = Arc::new(Registry::default());
+        Parts {
+            board: Arc::new(Board::default()),
+            heartbeats: Arc::new(Heartbeats::default()),
+            events: Events::new(Arc::clone(&registry)),
+            desk: Desk::new(&registry).0,
+            registry,
+            links: None,
+            accounts: None,
+            answers: None,
+        }
+    }
+}
