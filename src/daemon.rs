@@ -6,6 +6,7 @@
 mod descriptors;
 mod drain;
 mod folders;
+mod history;
 mod orders;
 mod overload;
 mod planes;

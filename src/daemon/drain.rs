@@ -42,6 +42,7 @@ pub fn drain(running: Running, signals: &Signals) -> Exit {
     }
     running.board.set_phase(Phase::Stopping);
     running.watch.stop();
+    running.recorder.stop();
     let late = running.data.stop(clock::now() + LAST_WORDS)
         + running.catalog.stop(clock::now() + LAST_WORDS);
     if late > 0 {

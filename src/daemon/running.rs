@@ -36,6 +36,7 @@ use crate::upstream::calls::Calls;
 use crate::upstream::link::Links;
 
 use super::folders::Folders;
+use super::history::Recorder;
 use super::overload::{Hands, Watch};
 use super::{descriptors, planes, reload};
 
@@ -56,6 +57,7 @@ pub struct Running {
     pub(super) catalog: Arc<Catalog>,
     pub(super) answers: Answers,
     pub(super) folders: Folders,
+    pub(super) recorder: Recorder,
     pub(super) board: Arc<Board>,
     pub(super) registry: Arc<Registry>,
     /// Handed to whoever has something to tell.
@@ -163,6 +165,8 @@ impl Running {
         };
         let gateway = Gateway::new(state, parts);
 
+        let recorder = Recorder::start(&registry, &heartbeats)
+            .map_err(|error| Refusal::Thread("history", error))?;
         let (desk, orders) = Desk::new(&registry);
         let shown = ops::Parts {
             board: Arc::clone(&board),
@@ -170,6 +174,7 @@ impl Running {
             registry: Arc::clone(&registry),
             events: Arc::clone(&events),
             desk: desk.clone(),
+            history: recorder.history(),
             links: Some(Arc::clone(&links)),
             accounts: Some(accounts),
             answers: Some(answers.clone()),
@@ -232,6 +237,7 @@ impl Running {
             catalog,
             answers,
             folders,
+            recorder,
             board,
             registry,
             events,

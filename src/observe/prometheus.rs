@@ -2,60 +2,66 @@
 
 use std::io::Write as _;
 
-use super::process::Process;
-use crate::base::logsite;
-use crate::base::metrics::{Family, Histogram, Labels, Limit, Metric, NamedLimit, Registry};
+use super::reading::{Head, Kind, Reader, Reading, Value};
+use crate::base::metrics::{Histogram, Registry};
 
 /// The page's `Content-Type`.
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// Writes every series of the registry, every limit, and the figures of the process.
 pub fn render(registry: &Registry, out: &mut Vec<u8>) {
-    let (families, limits) = registry.gather();
-    let mut page = Page { out };
-    page.build_info();
-    page.process(&Process::now());
-    for family in &families {
-        page.family(family);
-    }
-    page.limits(&limits);
-    let help = "Series that are not on this page: there were too many, or their name was taken.";
-    page.single("tidegate_metric_series_dropped_total", help, "counter", registry.dropped());
-    let help = "Log lines left out because one place logged too many.";
-    let suppressed = logsite::suppressed_total();
-    page.single("tidegate_log_lines_suppressed_total", help, "counter", suppressed);
+    let mut page = Page { out, name: String::new() };
+    Reading::take(registry).walk(&mut page);
 }
 
 struct Page<'a> {
     out: &'a mut Vec<u8>,
+    /// The family that is being written.
+    name: String,
 }
 
-impl Page<'_> {
+impl Reader for Page<'_> {
     /// `# HELP` and `# TYPE`, once for each name and before its samples.
-    fn head(&mut self, name: &str, help: &str, kind: &str) {
-        self.put(format_args!("# HELP {name} "));
-        for b in help.bytes() {
+    fn family(&mut self, head: Head<'_>) {
+        head.name.clone_into(&mut self.name);
+        let kind = match head.kind {
+            Kind::Counter | Kind::SystemCounter => "counter",
+            Kind::Gauge | Kind::Info => "gauge",
+            Kind::Histogram => "histogram",
+        };
+        self.put(format_args!("# HELP {} ", head.name));
+        for b in head.help.bytes() {
             match b {
                 b'\\' => self.out.extend_from_slice(b"\\\\"),
                 b'\n' => self.out.extend_from_slice(b"\\n"),
                 _ => self.out.push(b),
             }
         }
-        self.put(format_args!("\n# TYPE {name} {kind}\n"));
+        self.put(format_args!("\n# TYPE {} {kind}\n", head.name));
     }
 
+    fn series(&mut self, labels: &[(&str, &str)], value: Value<'_>) {
+        match value {
+            Value::Count(count) => self.sample("", labels, None, count),
+            Value::Number(value) => self.sample("", labels, None, number(value)),
+            Value::Histogram(histogram) => self.histogram(labels, histogram),
+        }
+    }
+}
+
+impl Page<'_> {
     /// One sample. `le` is the bound of a histogram's bucket.
-    fn sample<T: AsRef<str>>(
+    fn sample(
         &mut self,
-        name: &str,
-        labels: &[(&'static str, T)],
+        suffix: &str,
+        labels: &[(&str, &str)],
         le: Option<&str>,
         value: impl std::fmt::Display,
     ) {
-        self.out.extend_from_slice(name.as_bytes());
-        let labels = labels.iter().map(|(key, text)| (*key, text.as_ref()));
+        self.out.extend_from_slice(self.name.as_bytes());
+        self.out.extend_from_slice(suffix.as_bytes());
         let mut before = b'{';
-        for (key, text) in labels.chain(le.map(|le| ("le", le))) {
+        for (key, text) in labels.iter().copied().chain(le.map(|le| ("le", le))) {
             self.out.push(before);
             before = b',';
             self.put(format_args!("{key}=\""));
@@ -75,125 +81,18 @@ impl Page<'_> {
         self.put(format_args!(" {value}\n"));
     }
 
-    fn single(&mut self, name: &str, help: &str, kind: &str, value: impl std::fmt::Display) {
-        self.head(name, help, kind);
-        self.sample::<&str>(name, &[], None, value);
-    }
-
-    fn family(&mut self, family: &Family) {
-        let Some((_, first)) = family.series.first() else { return };
-        let kind = match first {
-            Metric::Counter(_) => "counter",
-            Metric::Gauge(_) => "gauge",
-            Metric::Histogram(_) => "histogram",
-        };
-        self.head(family.name, family.help, kind);
-        for (labels, metric) in &family.series {
-            match metric {
-                Metric::Counter(counter) => {
-                    self.sample(family.name, labels, None, counter.value());
-                }
-                Metric::Gauge(gauge) => self.sample(family.name, labels, None, gauge.value()),
-                Metric::Histogram(histogram) => self.histogram(family.name, labels, histogram),
-            }
-        }
-    }
-
     /// Buckets are cumulative here. The count is taken from them, so that it agrees with the last
     /// one however much is recorded meanwhile.
-    fn histogram(&mut self, name: &str, labels: &Labels, histogram: &Histogram) {
+    fn histogram(&mut self, labels: &[(&str, &str)], histogram: &Histogram) {
         let sum = histogram.sum();
         let mut count = 0;
-        let bucket = format!("{name}_bucket");
         let bounds = histogram.bounds().iter().copied().chain([f64::INFINITY]);
         for (bound, here) in bounds.zip(histogram.counts()) {
             count += here;
-            self.sample(&bucket, labels, Some(&number(bound)), count);
+            self.sample("_bucket", labels, Some(&number(bound)), count);
         }
-        self.sample(&format!("{name}_sum"), labels, None, number(sum));
-        self.sample(&format!("{name}_count"), labels, None, count);
-    }
-
-    fn limits(&mut self, limits: &[NamedLimit]) {
-        type Read = fn(&Limit) -> u64;
-        let columns: [(&str, &str, &str, Read); 4] = [
-            ("tidegate_limit_now", "How much of a limited thing there is.", "gauge", Limit::now),
-            (
-                "tidegate_limit_high_water",
-                "How much of it there was at most.",
-                "gauge",
-                Limit::high_water,
-            ),
-            ("tidegate_limit_max", "How much of it there may be.", "gauge", Limit::max),
-            (
-                "tidegate_limit_refused_total",
-                "How often the limit was hit.",
-                "counter",
-                Limit::refused,
-            ),
-        ];
-        if limits.is_empty() {
-            return;
-        }
-        for (name, help, kind, read) in columns {
-            self.head(name, help, kind);
-            // Of a bound on each thing there is no `now`.
-            let shown = |limit: &&NamedLimit| !(limit.each && name == "tidegate_limit_now");
-            for limit in limits.iter().filter(shown) {
-                let labels = [("limit", limit.name), ("owner", &*limit.owner)];
-                self.sample(name, &labels, None, read(&limit.limit));
-            }
-        }
-    }
-
-    fn build_info(&mut self) {
-        let name = "tidegate_build_info";
-        self.head(name, "The program that runs.", "gauge");
-        let labels = [
-            ("version", env!("CARGO_PKG_VERSION")),
-            ("os", std::env::consts::OS),
-            ("arch", std::env::consts::ARCH),
-        ];
-        self.sample(name, &labels, None, 1);
-    }
-
-    fn process(&mut self, process: &Process) {
-        let floats = [
-            (
-                "process_cpu_seconds_total",
-                "User and system CPU time spent, in seconds.",
-                "counter",
-                process.cpu_seconds,
-            ),
-            (
-                "process_start_time_seconds",
-                "Start of the process, in seconds since the Unix epoch.",
-                "gauge",
-                process.start_time_seconds,
-            ),
-        ];
-        for (name, help, kind, value) in floats {
-            if let Some(value) = value {
-                self.single(name, help, kind, number(value));
-            }
-        }
-        let counts = [
-            ("process_resident_memory_bytes", "Resident memory.", process.resident_bytes),
-            (
-                "tidegate_process_anonymous_bytes",
-                "Resident memory that is no file's: heap and stacks.",
-                process.anonymous_bytes,
-            ),
-            ("process_virtual_memory_bytes", "Virtual memory.", process.virtual_bytes),
-            ("process_open_fds", "Open file descriptors.", process.open_fds),
-            ("process_max_fds", "Most file descriptors allowed.", process.max_fds),
-            ("process_threads", "Threads.", process.threads),
-        ];
-        for (name, help, value) in counts {
-            if let Some(value) = value {
-                self.single(name, help, "gauge", value);
-            }
-        }
+        self.sample("_sum", labels, None, number(sum));
+        self.sample("_count", labels, None, count);
     }
 
     fn put(&mut self, text: std::fmt::Arguments<'_>) {

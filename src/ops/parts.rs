@@ -9,6 +9,7 @@ use crate::base::metrics::Registry;
 use crate::base::orders::Desk;
 use crate::gateway::cached::Answers;
 use crate::gateway::usage::Accounts;
+use crate::observe::history::History;
 use crate::upstream::link::Links;
 
 /// Handles on the parts of the daemon. Cheap to clone.
@@ -22,6 +23,8 @@ pub struct Parts {
     pub registry: Arc<Registry>,
     /// What happened lately.
     pub events: Arc<Events>,
+    /// The last minutes of all metrics, and their windows.
+    pub history: Arc<History>,
     /// For what only the main loop can do.
     pub desk: Desk,
     /// For their breakers.
@@ -42,6 +45,7 @@ impl Parts {
             heartbeats: Arc::new(Heartbeats::default()),
             events: Events::new(Arc::clone(&registry)),
             desk: Desk::new(&registry).0,
+            history: History::new(&registry, 64, 1 << 20, crate::base::clock::now()),
             registry,
             links: None,
             accounts: None,
