@@ -5,6 +5,7 @@ pub mod clock;
 pub mod error;
 pub mod events;
 pub mod exit;
+pub mod folder;
 pub mod gcra;
 pub mod health;
 pub mod heartbeat;

@@ -13,6 +13,7 @@ pub mod upstream;
 pub mod cache;
 pub mod health;
 pub mod observe;
+pub mod store;
 pub mod config;
 pub mod net;
 pub mod base;

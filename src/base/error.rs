@@ -181,6 +181,14 @@ pub enum Kind {
     ClientGone,
     /// The client did not read for `server.write_timeout`.
     ClientStalled,
+    /// There is no state directory, or its files cannot be used now.
+    StoreUnavailable,
+    /// Too much waits for the store, or it did not come to it in time.
+    StoreBusy,
+    /// The disk of the state directory is nearly full, or a file of the store is as large as it may be.
+    StoreFull,
+    /// The store could not do it.
+    StoreFailed,
     /// A configuration that was refused: the one that ran runs on.
     InvalidConfig,
     /// A bug of ours.
@@ -264,6 +272,10 @@ impl Kind {
             Kind::RequestTotalTimeout => ("request_total_timeout", 504, Upstream, Warn, true),
             Kind::ClientGone => ("client_gone", 499, Validation, Debug, false),
             Kind::ClientStalled => ("client_stalled", 499, Validation, Info, false),
+            Kind::StoreUnavailable => ("store_unavailable", 503, Overload, Warn, true),
+            Kind::StoreBusy => ("store_busy", 503, Overload, Warn, true),
+            Kind::StoreFull => ("store_full", 507, Overload, Error, true),
+            Kind::StoreFailed => ("store_failed", 500, Internal, Error, false),
             Kind::InvalidConfig => ("invalid_config", 422, Validation, Warn, false),
             Kind::Internal => ("internal", 500, Internal, Error, false),
         };

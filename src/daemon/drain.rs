@@ -23,6 +23,9 @@ const LAST_WORDS: Duration = Duration::from_secs(2);
 /// How long the ops plane may take to end.
 const OPS_STOP_MAX: Duration = Duration::from_secs(1);
 
+/// How long the store may take to write what waits.
+const STORE_STOP_MAX: Duration = Duration::from_secs(5);
+
 /// Drains and stops.
 pub fn drain(running: Running, signals: &Signals) -> Exit {
     let timeout = running.config.server.drain_timeout;
@@ -49,6 +52,9 @@ pub fn drain(running: Running, signals: &Signals) -> Exit {
         log::error!(threads = late; "threads_left_behind");
     }
     running.ops.stop(clock::now() + OPS_STOP_MAX);
+    if !running.store.stop(clock::now() + STORE_STOP_MAX) {
+        log::error!("store_left_behind");
+    }
     log::info!("stopped");
     running.log.stop(LOG_STOP_MAX);
     Exit::Success

@@ -32,6 +32,7 @@ use crate::observe::log::{self as logs, LogHandle};
 use crate::observe::process;
 use crate::observe::resources::Resources;
 use crate::ops::{self, OpsHandler};
+use crate::store::{self, Store};
 use crate::upstream::calls::Calls;
 use crate::upstream::link::Links;
 
@@ -62,6 +63,7 @@ pub struct Running {
     pub(super) registry: Arc<Registry>,
     /// Handed to whoever has something to tell.
     pub(super) events: Arc<Events>,
+    pub(super) store: Arc<Store>,
     pub(super) log: LogHandle,
     pub(super) descriptors: u64,
     /// Orders to the main loop, and where they are put.
@@ -167,6 +169,13 @@ impl Running {
 
         let recorder = Recorder::start(&registry, &heartbeats)
             .map_err(|error| Refusal::Thread("history", error))?;
+        let tools = store::Tools {
+            registry: Arc::clone(&registry),
+            events: Arc::clone(&events),
+            board: Arc::clone(&board),
+            heartbeats: Arc::clone(&heartbeats),
+        };
+        let store = Store::open(config.state_dir.as_deref(), tools);
         let (desk, orders) = Desk::new(&registry);
         let shown = ops::Parts {
             board: Arc::clone(&board),
@@ -175,6 +184,7 @@ impl Running {
             events: Arc::clone(&events),
             desk: desk.clone(),
             history: recorder.history(),
+            store: Arc::clone(&store),
             links: Some(Arc::clone(&links)),
             accounts: Some(accounts),
             answers: Some(answers.clone()),
@@ -241,6 +251,7 @@ impl Running {
             board,
             registry,
             events,
+            store,
             log,
             descriptors,
             orders,

@@ -10,6 +10,7 @@ use crate::base::orders::Desk;
 use crate::gateway::cached::Answers;
 use crate::gateway::usage::Accounts;
 use crate::observe::history::History;
+use crate::store::Store;
 use crate::upstream::link::Links;
 
 /// Handles on the parts of the daemon. Cheap to clone.
@@ -27,6 +28,8 @@ pub struct Parts {
     pub history: Arc<History>,
     /// For what only the main loop can do.
     pub desk: Desk,
+    /// What is kept on disk.
+    pub store: Arc<Store>,
     /// For their breakers.
     pub links: Option<Arc<Links>>,
     /// Who used how much.
@@ -46,6 +49,7 @@ impl Parts {
             events: Events::new(Arc::clone(&registry)),
             desk: Desk::new(&registry).0,
             history: History::new(&registry, 64, 1 << 20, crate::base::clock::now()),
+            store: Store::open(None, crate::store::Tools::bare()),
             registry,
             links: None,
             accounts: None,

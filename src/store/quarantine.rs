@@ -1,0 +1,75 @@
+//! Broken files are set aside and not deleted: somebody may want to save what is in them.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+
+use super::file::with_companions;
+use crate::base::clock;
+use crate::base::time_format::rfc3339;
+
+/// Broken files that are kept of each. Past it: the oldest is deleted.
+pub const QUARANTINED_MAX: usize = 3;
+
+/// Moves a file, and what SQLite keeps beside it, out of the way; gives its new name.
+pub(super) fn set_aside(path: &Path) -> io::Result<String> {
+    // Without the marks between its parts, so that it is one word for every shell.
+    let date: String =
+        rfc3339(clock::wall(), 3).chars().filter(|c| c.is_ascii_alphanumeric()).collect();
+    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let mark = format!("{name}.corrupt-");
+    let aside = path.with_file_name(format!("{mark}{date}"));
+    let (from, to) = (with_companions(path), with_companions(&aside));
+    for (from, to) in from.iter().zip(&to) {
+        match fs::rename(from, to) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+    }
+    sweep(path.parent().unwrap_or(Path::new(".")), &mark);
+    Ok(format!("{mark}{date}"))
+}
+
+/// Deletes the oldest of those that are too many.
+fn sweep(folder: &Path, mark: &str) {
+    let Ok(entries) = fs::read_dir(folder) else { return };
+    let mut kept: Vec<String> = entries
+        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+        .filter(|name| name.starts_with(mark) && !name.ends_with("-wal") && !name.ends_with("-shm"))
+        .collect();
+    // Dates of one form sort by time.
+    kept.sort_unstable();
+    let many = kept.len().saturating_sub(QUARANTINED_MAX);
+    for name in &kept[..many] {
+        for file in with_companions(&folder.join(name)) {
+            let _ = fs::remove_file(file);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_is_set_aside_with_its_companions_and_the_oldest_of_many_goes() {
+        let sandbox = tempfile::tempdir().unwrap();
+        let path = sandbox.path().join("durable.db");
+        let mut names = Vec::new();
+        for n in 0..QUARANTINED_MAX + 2 {
+            for file in with_companions(&path) {
+                fs::write(file, n.to_string()).unwrap();
+            }
+            names.push(set_aside(&path).unwrap());
+            assert!(with_companions(&path).iter().all(|file| !file.exists()));
+            std::thread::sleep(std::time::Duration::from_millis(2));
+        }
+        for (n, name) in names.iter().enumerate() {
+            for file in with_companions(&sandbox.path().join(name)) {
+                let content = fs::read_to_string(file).ok();
+                assert_eq!(content, (n >= 2).then(|| n.to_string()), "{name}");
+            }
+        }
+        assert!(names[0].starts_with("durable.db.corrupt-20"), "{}", names[0]);
+    }
+}
