@@ -136,6 +136,17 @@ fn sockets_stay_in_net() {
     assert!(faults.is_empty(), "{}", faults.join("\n"));
 }
 
+#[test]
+fn sql_stays_in_store() {
+    let faults: Vec<_> = rust("src")
+        .into_iter()
+        .filter(|(name, _)| !name.starts_with("src/store/") && name != "src/store.rs")
+        .filter(|(_, text)| text.lines().any(|line| code(line).contains("rusqlite::")))
+        .map(|(name, _)| name)
+        .collect();
+    assert!(faults.is_empty(), "{faults:?}");
+}
+
 /// What ARCHITECTURE.md says of it.
 #[test]
 fn unsafe_code_stays_where_the_allocator_is() {
