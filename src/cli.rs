@@ -9,6 +9,7 @@ mod completions;
 mod config;
 mod key;
 mod limits;
+mod order;
 mod output;
 mod run;
 mod usage;
@@ -37,6 +38,9 @@ enum Command {
     Breaker(breaker::Breaker),
     Cache(cache::Cache),
     Usage(usage::Usage),
+    Reload(order::Reload),
+    Reopen(order::Reopen),
+    Stop(order::Stop),
     Config(config::Config),
     Key(key::Key),
     Completions(completions::Completions),
@@ -56,6 +60,9 @@ fn execute(args: impl IntoIterator<Item = std::ffi::OsString>) -> Exit {
             Command::Breaker(command) => command.execute(),
             Command::Cache(command) => command.execute(),
             Command::Usage(command) => command.execute(),
+            Command::Reload(command) => command.execute(),
+            Command::Reopen(command) => command.execute(),
+            Command::Stop(command) => command.execute(),
             Command::Config(command) => command.execute(),
             Command::Key(command) => command.execute(),
             Command::Completions(command) => command.execute(),

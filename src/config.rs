@@ -29,7 +29,7 @@ use std::path::Path;
 use serde::Deserialize;
 
 pub use fault::{FAULTS_MAX, Fault, Faults, Warning};
-pub use load::{CONFIG_BYTES_MAX, PATH_DEFAULT, load, ops_listen};
+pub use load::{CONFIG_BYTES_MAX, PATH_DEFAULT, load, ops_listen, state_dirs};
 pub use names::{ECHO, Resolved};
 pub(crate) use nearest::nearest;
 pub use settings::Config;

@@ -3,6 +3,7 @@
 //! One loop over one closed set of events. It starts bottom-up (log, links, ops plane, data plane)
 //! and stops top-down.
 
+mod control;
 mod descriptors;
 mod drain;
 mod folders;

@@ -5,6 +5,7 @@
 mod accept;
 mod address;
 mod conn;
+pub mod control;
 mod date;
 pub mod engine;
 pub mod http;

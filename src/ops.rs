@@ -17,6 +17,7 @@ use crate::observe::prometheus;
 
 mod breakers;
 mod cache;
+pub mod control;
 mod limits;
 mod parts;
 mod probes;
@@ -41,6 +42,11 @@ impl OpsHandler {
     /// Handlers over these, for a listener on this address.
     pub fn new(parts: Parts, listen: SocketAddr) -> Self {
         OpsHandler { parts, loopback: listen.ip().is_loopback() }
+    }
+
+    /// The same handlers for the control socket, which no browser reaches.
+    pub(crate) fn behind_the_socket(parts: Parts) -> Self {
+        OpsHandler { parts, loopback: true }
     }
 
     /// Answers one request. For `HEAD` the answer is that to `GET`; the engine leaves its body out.

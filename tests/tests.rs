@@ -30,6 +30,8 @@ mod cache;
 mod client_gone;
 // The configuration, its commands and the files made from its schema.
 mod config;
+// The control socket: who may use it, and every command on it.
+mod control;
 // Both dialects on both sides, the catalog, bad requests.
 mod dialects;
 // Every fault of an upstream, in every combination.

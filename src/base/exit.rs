@@ -11,13 +11,30 @@ pub enum Exit {
     Failure,
     /// The command line is wrong (`EX_USAGE`).
     Usage,
+    /// The daemon refused what it was asked for, and will again (`EX_DATAERR`).
+    Refused,
+    /// No daemon answers (`EX_UNAVAILABLE`).
+    Unavailable,
+    /// Not now: the daemon is busy or on its way out, or somebody else was faster (`EX_TEMPFAIL`).
+    TryAgain,
+    /// The daemon belongs to another user (`EX_NOPERM`).
+    NotYours,
     /// The configuration is wrong (`EX_CONFIG`): starting again without a change is no use.
     Config,
 }
 
 impl Exit {
     /// All of them, in the order of their codes.
-    pub const ALL: [Exit; 4] = [Exit::Success, Exit::Failure, Exit::Usage, Exit::Config];
+    pub const ALL: [Exit; 8] = [
+        Exit::Success,
+        Exit::Failure,
+        Exit::Usage,
+        Exit::Refused,
+        Exit::Unavailable,
+        Exit::TryAgain,
+        Exit::NotYours,
+        Exit::Config,
+    ];
 
     /// The number that the parent process sees.
     pub const fn code(self) -> u8 {
@@ -25,6 +42,10 @@ impl Exit {
             Exit::Success => 0,
             Exit::Failure => 1,
             Exit::Usage => 64,
+            Exit::Refused => 65,
+            Exit::Unavailable => 69,
+            Exit::TryAgain => 75,
+            Exit::NotYours => 77,
             Exit::Config => 78,
         }
     }
@@ -42,6 +63,6 @@ mod tests {
 
     #[test]
     fn codes_are_unique_and_stay_what_they_are() {
-        assert_eq!(Exit::ALL.map(Exit::code), [0, 1, 64, 78]);
+        assert_eq!(Exit::ALL.map(Exit::code), [0, 1, 64, 65, 69, 75, 77, 78]);
     }
 }

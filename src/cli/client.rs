@@ -1,4 +1,5 @@
-//! Commands that ask a running daemon: one `GET` on its ops plane, shown as a table or as JSON.
+//! Commands that ask a running daemon: over its control socket, or, for what is only shown, on its ops
+//! plane. What comes is shown as a table or as JSON.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
@@ -14,75 +15,236 @@ use crate::base::error::Kind;
 use crate::base::exit::Exit;
 use crate::base::metrics::Registry;
 use crate::config;
+use crate::net::control::client::{self, Fault};
+use crate::net::control::socket_in;
 use crate::net::http_client::{Client, Site};
 use crate::net::outbound::{Origin, Resolver};
 
 /// How long connecting may take. The daemon is on this machine or near it.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
-/// How long the whole question may take: past the ops plane's own bounds.
+/// How long what is only shown may take: past the ops plane's own bounds.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
+/// How long an order may take: past the daemon's own deadlines.
+const ORDER_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// Which daemon to ask, and how to show what it says. Flattened into the commands.
-#[derive(Debug, Args)]
+#[derive(Clone, Debug, Default, Args)]
 pub(super) struct Ask {
-    /// The daemon's configuration file, for the address of its ops plane [default: as `tidegate
-    /// run` finds it]
-    #[arg(long, short, value_name = "FILE")]
+    /// The daemon's configuration file, for its state directory and the address of its ops plane
+    /// [default: as `tidegate run` finds it]
+    #[arg(long, short, value_name = "FILE", global = true)]
     config: Option<PathBuf>,
-    /// The address of the ops plane, instead of `ops.listen` of the configuration
-    #[arg(long, value_name = "ADDRESS", conflicts_with = "config")]
+    /// The daemon's control socket [default: control/tidegate.sock in its state directory]
+    #[arg(long, value_name = "PATH", conflicts_with = "config", global = true)]
+    socket: Option<PathBuf>,
+    /// The address of the ops plane, to ask that and not the socket
+    #[arg(long, value_name = "ADDRESS", conflicts_with_all = ["config", "socket"], global = true)]
     ops: Option<SocketAddr>,
-    /// Print JSON, as the ops plane answers it
-    #[arg(long)]
-    json: bool,
+    /// Print JSON, as the daemon answers it
+    #[arg(long, global = true)]
+    pub(super) json: bool,
 }
 
 impl Ask {
     /// Asks for a path, and prints the answer: as it is with `--json`, else as `text` writes it.
     pub(super) fn show(&self, path: &str, text: impl FnOnce(&Value) -> String) -> Exit {
-        match self.get(path) {
+        self.print(self.get(path), text)
+    }
+
+    /// Gives an order, and prints its outcome in the same way.
+    pub(super) fn order(
+        &self,
+        path: &str,
+        body: &Value,
+        text: impl FnOnce(&Value) -> String,
+    ) -> Exit {
+        self.print(self.post(path, body), text)
+    }
+
+    fn print(&self, got: Result<Value, Exit>, text: impl FnOnce(&Value) -> String) -> Exit {
+        match got {
             Ok(value) if self.json => answer(&format!("{value:#}\n")),
             Ok(value) => answer(&text(&value)),
             Err(exit) => exit,
         }
     }
 
-    /// Asks for a path of the ops plane. What went wrong is said already when this fails.
+    /// Asks for a path that both the socket and the ops plane have: the socket when it is there, else
+    /// the ops plane. What went wrong is said already when this fails.
     pub(super) fn get(&self, path: &str) -> Result<Value, Exit> {
-        let address = match self.ops {
-            Some(address) => address,
-            None => config::ops_listen(self.config.clone()).map_err(|faults| {
-                remark(&faults.to_string());
-                Exit::Config
-            })?,
+        match self.ops {
+            Some(address) => get_from(address, path),
+            None => match self.ask(path, None) {
+                // Not named: perhaps a daemon without a state directory, or somebody else's.
+                Err((_, Fault::Absent | Fault::NotYours)) if self.socket.is_none() => {
+                    get_from(self.ops_listen()?, path)
+                }
+                got => judged(got),
+            },
+        }
+    }
+
+    /// Asks for a path that only the socket has.
+    pub(super) fn get_control(&self, path: &str) -> Result<Value, Exit> {
+        self.no_ops()?;
+        judged(self.ask(path, None))
+    }
+
+    /// Gives an order over the socket. What went wrong is said already when this fails.
+    pub(super) fn post(&self, path: &str, body: &Value) -> Result<Value, Exit> {
+        self.no_ops()?;
+        judged(self.ask(path, Some(&body.to_string())))
+    }
+
+    /// Follows a stream of the socket, line by line, until `on` says no or the daemon ends.
+    pub(super) fn follow(&self, path: &str, on: &mut dyn FnMut(&[u8]) -> bool) -> Exit {
+        let socket = match self.no_ops().and_then(|()| self.socket()) {
+            Ok(socket) => socket,
+            Err(exit) => return exit,
         };
-        let address = reachable(address);
-        let failed = |what: String| {
-            remark(&format!("tidegate: {what}"));
-            Exit::Failure
-        };
-        let registry = Registry::default();
-        let client = Client::new(site(address), Arc::new(Resolver::system(&registry)));
-        let got = client.get(path, clock::now() + ANSWER_TIMEOUT).map_err(|error| {
-            failed(match error.kind() {
-                Kind::UpstreamConnect => format!(
+        match client::follow(&socket, path, on) {
+            Ok(None) => Exit::Success,
+            Ok(Some(got)) => match judged(Ok((socket, got))) {
+                Ok(_) => Exit::Success,
+                Err(exit) => exit,
+            },
+            Err(fault) => failed(&socket, &fault),
+        }
+    }
+
+    /// The socket: the one that is named, else the first one that is there, else the likeliest.
+    fn socket(&self) -> Result<PathBuf, Exit> {
+        if let Some(socket) = &self.socket {
+            return Ok(socket.clone());
+        }
+        let dirs = config::state_dirs(self.config.clone()).map_err(|faults| {
+            remark(&faults.to_string());
+            Exit::Config
+        })?;
+        let sockets: Vec<PathBuf> = dirs.iter().map(|dir| socket_in(dir)).collect();
+        // One in a folder that we may not enter is there too, and somebody else's.
+        let there = sockets.iter().find(|socket| match std::fs::symlink_metadata(socket) {
+            Ok(_) => true,
+            Err(error) => error.kind() == std::io::ErrorKind::PermissionDenied,
+        });
+        there.or(sockets.first()).cloned().ok_or_else(|| {
+            remark("tidegate: no state directory is known; name the socket with --socket");
+            Exit::Unavailable
+        })
+    }
+
+    fn ask(
+        &self,
+        path: &str,
+        body: Option<&str>,
+    ) -> Result<(PathBuf, client::Answer), (PathBuf, Fault)> {
+        let Ok(socket) = self.socket() else { return Err((PathBuf::new(), Fault::Absent)) };
+        let timeout = if body.is_some() { ORDER_TIMEOUT } else { ANSWER_TIMEOUT };
+        match client::ask(&socket, path, body.map(str::as_bytes), clock::now() + timeout) {
+            Ok(got) => Ok((socket, got)),
+            Err(fault) => Err((socket, fault)),
+        }
+    }
+
+    fn ops_listen(&self) -> Result<SocketAddr, Exit> {
+        config::ops_listen(self.config.clone()).map_err(|faults| {
+            remark(&faults.to_string());
+            Exit::Config
+        })
+    }
+
+    fn no_ops(&self) -> Result<(), Exit> {
+        if self.ops.is_none() {
+            return Ok(());
+        }
+        remark("tidegate: this goes over the control socket only; leave --ops out");
+        Err(Exit::Usage)
+    }
+}
+
+/// What an answer of the socket means.
+fn judged(got: Result<(PathBuf, client::Answer), (PathBuf, Fault)>) -> Result<Value, Exit> {
+    let (socket, got) = got.map_err(|(socket, fault)| failed(&socket, &fault))?;
+    let value = serde_json::from_slice::<Value>(&got.body);
+    let at = socket.display();
+    match (got.status, value) {
+        (200, Ok(value)) => Ok(value),
+        (status, Ok(value)) if value["detail"].is_string() => {
+            let detail = value["detail"].as_str().unwrap_or_default();
+            remark(&format!("tidegate: refused: {detail}"));
+            Err(exit_of(status))
+        }
+        (status, _) => {
+            remark(&format!("tidegate: what listens at {at} answered {status}; is it tidegate?"));
+            Err(Exit::Failure)
+        }
+    }
+}
+
+/// What a refusal means to a script.
+fn exit_of(status: u16) -> Exit {
+    match status {
+        403 => Exit::NotYours,
+        409 | 412 | 429 | 503 | 504 => Exit::TryAgain,
+        400..=499 => Exit::Refused,
+        _ => Exit::Failure,
+    }
+}
+
+fn failed(socket: &std::path::Path, fault: &Fault) -> Exit {
+    let at = socket.display();
+    let (what, exit) = match fault {
+        Fault::Absent => (
+            "no daemon answers there; start it with tidegate run, or name its configuration with \
+             --config or its socket with --socket"
+                .to_owned(),
+            Exit::Unavailable,
+        ),
+        Fault::NotYours => (
+            "the daemon belongs to another user; run this as that user or as root".to_owned(),
+            Exit::NotYours,
+        ),
+        Fault::Late => ("the daemon did not answer in time".to_owned(), Exit::TryAgain),
+        Fault::Broken(_) => (fault.to_string(), Exit::Failure),
+    };
+    remark(&format!("tidegate: {at}: {what}"));
+    exit
+}
+
+/// Asks an ops plane.
+fn get_from(address: SocketAddr, path: &str) -> Result<Value, Exit> {
+    let address = reachable(address);
+    let failed = |exit, what: String| {
+        remark(&format!("tidegate: {what}"));
+        exit
+    };
+    let registry = Registry::default();
+    let client = Client::new(site(address), Arc::new(Resolver::system(&registry)));
+    let got =
+        client.get(path, clock::now() + ANSWER_TIMEOUT).map_err(|error| match error.kind() {
+            Kind::UpstreamConnect => failed(
+                Exit::Unavailable,
+                format!(
                     "nothing answers at {address}; start the daemon with tidegate run, or name its \
                      configuration with --config"
                 ),
-                _ => format!("no answer from the daemon at {address}: {error}"),
-            })
+            ),
+            _ => failed(Exit::Failure, format!("no answer from the daemon at {address}: {error}")),
         })?;
-        let value = serde_json::from_slice::<Value>(&got.body);
-        match (got.status, value) {
-            (200, Ok(value)) => Ok(value),
-            (status, Ok(value)) if value["detail"].is_string() => {
-                let detail = value["detail"].as_str().unwrap_or_default();
-                Err(failed(format!("the daemon at {address} answered {status}: {detail}")))
-            }
-            (status, _) => Err(failed(format!(
-                "what listens at {address} answered {status} to {path}; is it tidegate's ops plane?"
-            ))),
+    let value = serde_json::from_slice::<Value>(&got.body);
+    match (got.status, value) {
+        (200, Ok(value)) => Ok(value),
+        (status, Ok(value)) if value["detail"].is_string() => {
+            let detail = value["detail"].as_str().unwrap_or_default();
+            let what = format!("the daemon at {address} answered {status}: {detail}");
+            Err(failed(exit_of(status), what))
         }
+        (status, _) => Err(failed(
+            Exit::Failure,
+            format!(
+                "what listens at {address} answered {status} to {path}; is it tidegate's ops plane?"
+            ),
+        )),
     }
 }
 
@@ -173,10 +335,11 @@ mod tests {
         let check = |act: fn(&Seen) -> Act, expected: Result<Value, Exit>| {
             let peer = Peer::start(act);
             let ops = Some(SocketAddr::from(([127, 0, 0, 1], peer.port())));
-            assert_eq!(Ask { config: None, ops, json: false }.get("/x"), expected);
+            assert_eq!(Ask { ops, ..Ask::default() }.get("/x"), expected);
         };
         check(|_| Act::Json(200, "{\"a\":1}".into()), Ok(serde_json::json!({"a": 1})));
-        check(|_| Act::Json(404, "{\"detail\":\"no\"}".into()), Err(Exit::Failure));
+        check(|_| Act::Json(404, "{\"detail\":\"no\"}".into()), Err(Exit::Refused));
+        check(|_| Act::Json(503, "{\"detail\":\"no\"}".into()), Err(Exit::TryAgain));
         check(|_| Act::Json(200, "<html>".into()), Err(Exit::Failure));
         check(|_| Act::Raw(b"nonsense".to_vec()), Err(Exit::Failure));
     }

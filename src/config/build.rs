@@ -93,7 +93,7 @@ pub(super) fn build(raw: &Raw, site: &Site<'_>, report: &mut Report) -> Config {
         usage: price::usage(raw),
         cache: cache(raw, site, report),
         log: log(raw, site),
-        state_dir: state_dir(raw, site),
+        state_dir: state_dir(raw.state.dir.as_deref(), site),
         server,
     }
 }
@@ -222,8 +222,9 @@ fn log(raw: &Raw, site: &Site<'_>) -> Log {
     }
 }
 
-fn state_dir(raw: &Raw, site: &Site<'_>) -> Option<PathBuf> {
-    if let Some(dir) = &raw.state.dir {
+/// `written`: what the file says.
+pub(super) fn state_dir(written: Option<&str>, site: &Site<'_>) -> Option<PathBuf> {
+    if let Some(dir) = written {
         return Some(site.place(dir));
     }
     site.folder("STATE_DIRECTORY").or_else(|| {

@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
+use super::build::{self, Site};
 use super::fault::Faults;
 use super::raw::RawOps;
 use super::{Loaded, parse, secret};
@@ -13,6 +14,9 @@ pub const PATH_DEFAULT: &str = "/etc/tidegate/tidegate.toml";
 
 /// Names the file in the environment.
 const PATH_VARIABLE: &str = "TIDEGATE_CONFIG";
+
+/// What systemd makes of `StateDirectory=` in conf/tidegate.service.
+const STATE_DIR_OF_UNIT: &str = "/var/lib/tidegate";
 
 /// Largest configuration file, in bytes: a thousand models with fifteen fallbacks each fit.
 pub const CONFIG_BYTES_MAX: u64 = 2 * 1024 * 1024;
@@ -54,6 +58,37 @@ pub fn ops_listen(path: Option<PathBuf>) -> Result<SocketAddr, Faults> {
         }),
         None => listen_in("").map_err(|why| Faults::of_file(None, why, "")),
     }
+}
+
+/// The state directories that a daemon with this configuration may have, likeliest first, for commands
+/// that look for its socket: the one that the file or the environment names, and the one that systemd
+/// gives the shipped unit. As with [`ops_listen`], the rest of the file is not judged.
+///
+/// # Errors
+/// A file that cannot be read, that is no TOML, or whose `state.dir` is no text.
+pub fn state_dirs(path: Option<PathBuf>) -> Result<Vec<PathBuf>, Faults> {
+    let path = find(path, std::env::var_os(PATH_VARIABLE), Path::new(PATH_DEFAULT));
+    let text = path.as_deref().map_or_else(|| Ok(String::new()), read)?;
+    dirs_in(&text, path.as_deref(), &|name| std::env::var(name).ok()).map_err(|why| {
+        let remedy = "mend it, or name the socket with --socket";
+        Faults::of_file(path.clone(), why, remedy)
+    })
+}
+
+fn dirs_in(
+    text: &str,
+    path: Option<&Path>,
+    env: &dyn Fn(&str) -> Option<String>,
+) -> Result<Vec<PathBuf>, String> {
+    let tree: toml::Table =
+        text.parse().map_err(|e: toml::de::Error| format!("no TOML: {}", e.message()))?;
+    let written = match tree.get("state").and_then(|state| state.get("dir")) {
+        Some(dir) => Some(dir.as_str().ok_or("state.dir is no text")?),
+        None => None,
+    };
+    let first = build::state_dir(written, &Site { path, env });
+    let unit = written.is_none().then(|| PathBuf::from(STATE_DIR_OF_UNIT));
+    Ok(first.into_iter().chain(unit).collect())
 }
 
 fn listen_in(text: &str) -> Result<SocketAddr, String> {
@@ -146,6 +181,21 @@ mod tests {
         check("[ops", Err("no TOML"));
         let missing = ops_listen(Some(folder.path().join("none"))).unwrap_err();
         assert!(missing.to_string().contains("no such file"), "{missing}");
+    }
+
+    #[test]
+    fn the_state_directory_is_looked_for_as_the_daemon_does_and_where_systemd_puts_it() {
+        let env = |name: &str| (name == "STATE_DIRECTORY").then(|| "/var/s:/x".to_owned());
+        let file = Some(Path::new("/etc/a/a.toml"));
+        let check = |text: &str, expected: &[&str]| {
+            let found = dirs_in(text, file, &env).unwrap();
+            assert_eq!(found, expected.iter().map(PathBuf::from).collect::<Vec<_>>(), "{text}");
+        };
+        check("state.dir = \"/s\"", &["/s"]);
+        check("state.dir = \"s\"\nserver.listen = 7", &["/etc/a/s"]);
+        check("", &["/var/s", STATE_DIR_OF_UNIT]);
+        assert_eq!(dirs_in("", None, &no_env).unwrap(), [PathBuf::from(STATE_DIR_OF_UNIT)]);
+        assert!(dirs_in("state.dir = 7", None, &no_env).is_err());
     }
 
     #[test]

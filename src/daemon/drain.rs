@@ -51,6 +51,11 @@ pub fn drain(running: Running, signals: &Signals) -> Exit {
     if late > 0 {
         log::error!(threads = late; "threads_left_behind");
     }
+    let until = clock::now() + OPS_STOP_MAX;
+    let late = running.control.as_mut().map_or(0, |control| control.stop(until));
+    if late > 0 {
+        log::warn!(threads = late; "control_threads_left_behind");
+    }
     running.ops.stop(clock::now() + OPS_STOP_MAX);
     if !running.store.stop(clock::now() + STORE_STOP_MAX) {
         log::error!("store_left_behind");

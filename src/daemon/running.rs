@@ -26,6 +26,7 @@ use crate::gateway::usage::Accounts;
 use crate::gateway::{Gateway, Parts};
 use crate::health::overload::{Action, Level, Overload};
 use crate::health::trim::Trimmers;
+use crate::net::control::Control;
 use crate::net::engine::Engine;
 use crate::net::outbound::Resolver;
 use crate::observe::log::{self as logs, LogHandle};
@@ -52,6 +53,7 @@ pub struct Running {
     pub(super) watch: Watch,
     pub(super) data: Engine,
     pub(super) ops: Engine,
+    pub(super) control: Option<Control>,
     pub(super) gateway: Arc<Gateway>,
     pub(super) links: Arc<Links>,
     pub(super) calls: Arc<Calls>,
@@ -189,6 +191,7 @@ impl Running {
             accounts: Some(accounts),
             answers: Some(answers.clone()),
         };
+        let control = super::control::start(&config, &shown, &heartbeats);
         let handler = OpsHandler::new(shown, config.ops.listen);
         let fixed = planes::ops_fixed(&config.ops);
         let ops = Engine::start(&fixed, planes::ops(), Arc::new(handler), &registry, &heartbeats)
@@ -241,6 +244,7 @@ impl Running {
             watch,
             data,
             ops,
+            control,
             gateway,
             links,
             calls,
