@@ -7,6 +7,7 @@ mod check;
 mod client;
 mod completions;
 mod config;
+mod import;
 mod key;
 mod limits;
 mod order;
@@ -43,6 +44,7 @@ enum Command {
     Stop(order::Stop),
     Config(config::Config),
     Key(key::Key),
+    Import(import::Import),
     Completions(completions::Completions),
 }
 
@@ -65,6 +67,7 @@ fn execute(args: impl IntoIterator<Item = std::ffi::OsString>) -> Exit {
             Command::Stop(command) => command.execute(),
             Command::Config(command) => command.execute(),
             Command::Key(command) => command.execute(),
+            Command::Import(command) => command.execute(),
             Command::Completions(command) => command.execute(),
         },
         Err(e) => {

@@ -6,6 +6,7 @@
 
 mod build;
 mod fault;
+pub mod import;
 mod intent;
 mod load;
 mod names;

@@ -40,6 +40,8 @@ mod faults;
 mod overload;
 // Clients that mean harm: slow, many, endless.
 mod hostile;
+// Configurations of other gateways, taken over.
+mod import;
 // Upstreams that lie, requests with two readings, answers that must not be swapped.
 mod lies;
 // Every limit, at it and one past it.

@@ -59,6 +59,7 @@ fn file_name(path: Option<&std::path::Path>) -> String {
     path.map_or_else(|| "built-in defaults".to_owned(), |path| path.display().to_string())
 }
 
-fn count(n: usize, what: &str) -> String {
+/// A count with its noun.
+pub(super) fn count(n: usize, what: &str) -> String {
     format!("{n} {what}{}", if n == 1 { "" } else { "s" })
 }
