@@ -16,6 +16,7 @@ pub mod memory;
 pub mod metrics;
 pub mod orders;
 pub mod permits;
+pub mod query;
 pub mod thread;
 pub mod time_format;
 pub mod time_parse;

@@ -8,6 +8,7 @@ mod client;
 mod completions;
 mod config;
 mod import;
+mod history;
 mod key;
 mod limits;
 mod order;
@@ -42,6 +43,7 @@ enum Command {
     Reload(order::Reload),
     Reopen(order::Reopen),
     Stop(order::Stop),
+    History(history::History),
     Config(config::Config),
     Key(key::Key),
     Import(import::Import),
@@ -65,6 +67,7 @@ fn execute(args: impl IntoIterator<Item = std::ffi::OsString>) -> Exit {
             Command::Reload(command) => command.execute(),
             Command::Reopen(command) => command.execute(),
             Command::Stop(command) => command.execute(),
+            Command::History(command) => command.execute(),
             Command::Config(command) => command.execute(),
             Command::Key(command) => command.execute(),
             Command::Import(command) => command.execute(),

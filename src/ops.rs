@@ -18,6 +18,7 @@ use crate::observe::prometheus;
 mod breakers;
 mod cache;
 pub mod control;
+mod history;
 mod limits;
 mod parts;
 mod probes;
@@ -73,6 +74,9 @@ impl OpsHandler {
             "limits" if part.is_none() => &|| Some(limits::answer(&self.parts.registry)),
             "breakers" if part.is_none() => &|| Some(self.breakers()),
             "cache" if part.is_none() => &|| Some(cache::answer(self.parts.answers.as_ref())),
+            "history" if part.is_none() => {
+                &|| Some(history::answer(&self.parts.history, query, clock::unix().as_secs()))
+            }
             "usage" if part.is_none() => &|| self.usage(query),
             _ => return not_found(path),
         };
@@ -133,7 +137,7 @@ fn names_no_site(host: &str) -> bool {
 
 fn not_found(path: &str) -> Response {
     let text = format!(
-        "no {path} here; ask for /livez, /readyz, /metrics, /limits, /breakers, /cache or /usage"
+        "no {path} here; ask for /livez, /readyz, /metrics, /limits, /breakers, /cache, /history or /usage"
     );
     problem(&Error::new(Kind::NotFound, text))
 }

@@ -30,6 +30,7 @@ fn stays(limit: &str, owner: &str) -> bool {
         "catalog.threads_max",
         "events.history_max",
         "events.kinds_max",
+        "history.disk_max",
         "history.looks_max",
         "history.memory_max",
         "history.series_max",

@@ -44,6 +44,8 @@ mod hostile;
 mod import;
 // Upstreams that lie, requests with two readings, answers that must not be swapped.
 mod lies;
+// What metrics were: windows, steps, gaps, and what a restart keeps.
+mod history;
 // Every limit, at it and one past it.
 mod limits;
 // Access lines, secrets, rotation, dead disks and terminals.

@@ -5,6 +5,7 @@ use serde_json::Value;
 
 use super::client::{Ask, table};
 use crate::base::exit::Exit;
+use crate::base::query::encoded;
 use crate::gateway::usage::By;
 
 /// Show the tokens and the cost of a running daemon, since it started
@@ -37,19 +38,6 @@ impl Usage {
         }
         self.ask.show(&path, text)
     }
-}
-
-/// For a query: everything but letters, digits and dashes in percent encoding.
-fn encoded(value: &str) -> String {
-    let mut out = String::new();
-    for byte in value.bytes() {
-        match byte {
-            b'-' => out.push('-'),
-            byte if byte.is_ascii_alphanumeric() => out.push(char::from(byte)),
-            byte => out.push_str(&format!("%{byte:02X}")),
-        }
-    }
-    out
 }
 
 /// Writes the names of a row into its first cells.
@@ -207,10 +195,5 @@ mod tests {
         check("session", nobody, "others   - ");
         let keys = json!({"session": null, "key": null, "otherKeys": true, "lastUsed": "x"});
         check("session", keys, "-        others ");
-    }
-
-    #[test]
-    fn what_is_asked_for_fits_into_a_query() {
-        assert_eq!(encoded("my \"own\" b\u{f6}x-1"), "my%20%22own%22%20b%C3%B6x-1");
     }
 }

@@ -24,9 +24,9 @@ use super::raw::{
 use super::report::{Report, join};
 use super::secret;
 use super::settings::{
-    Auth, BaseUrl, Breaker, Cache, Config, Key, Limit, Log, LogFormat, Model, Namespace, OWN_LIMIT,
-    Ops, Overload, Per, Prices, Resources, Routes, Server, Target, Upstream, UpstreamKind,
-    WatchedFolder,
+    Auth, BaseUrl, Breaker, Cache, Config, History, Key, Limit, Log, LogFormat, Model, Namespace,
+    OWN_LIMIT, Ops, Overload, Per, Prices, Resources, Routes, Server, Target, Upstream,
+    UpstreamKind, WatchedFolder,
 };
 use super::unit::Size;
 use super::url;
@@ -80,6 +80,7 @@ pub(super) fn build(raw: &Raw, site: &Site<'_>, report: &mut Report) -> Config {
             growth_per_hour: raw.resources.growth_per_hour.0,
             growth_per_day: raw.resources.growth_per_day,
         },
+        history: History::from(&raw.history),
         auth: Auth {
             failures_max: raw.auth.failures_max,
             window: raw.auth.window.0,

@@ -10,6 +10,7 @@
 //! - `x-reload`: `live`, or `restart` when a reload that changes it is refused.
 
 mod access;
+mod history;
 mod running;
 mod server;
 mod upstreams;
@@ -18,6 +19,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use access::{RawAuth, RawKey, RawLimit, RawPer, RawRoutes};
+pub use history::RawHistory;
 pub use running::{RawCache, RawNamespace, RawOverload, RawResources, RawUsage, RawWatch};
 pub use server::{RawFormat, RawLevel, RawLog, RawOps, RawServer, RawState};
 pub use upstreams::{CONCURRENCY_DEFAULT, RawKind, RawLink, RawModel, RawPrice, RawUpstream};
@@ -63,6 +65,8 @@ pub struct Raw {
     /// The resource log: memory, descriptors and threads, and a warning when one of them grows
     /// steadily.
     pub resources: RawResources,
+    /// What is remembered of all metrics, for `tidegate history`, alerts and the dashboard.
+    pub history: RawHistory,
     /// What becomes of those who show wrong keys.
     pub auth: RawAuth,
     /// A key that a client may present as `Authorization: Bearer …`, or as `x-api-key` or `api-key`.

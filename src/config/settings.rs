@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::raw::RawHistory;
 use crate::base::gcra::Quota;
 
 /// A valid configuration. Immutable: a reload makes another one.
@@ -21,6 +22,8 @@ pub struct Config {
     pub overload: Overload,
     /// The resource log.
     pub resources: Resources,
+    /// What is remembered of all metrics.
+    pub history: History,
     /// What becomes of those who show wrong keys.
     pub auth: Auth,
     /// Who may ask; empty: anybody, and only on loopback.
@@ -106,6 +109,41 @@ pub struct Resources {
     pub growth_per_hour: u64,
     /// In percent.
     pub growth_per_day: u64,
+}
+
+/// `[history]`.
+#[derive(Clone, Debug, PartialEq)]
+#[expect(missing_docs, reason = "each is documented where people write it: config/raw/history.rs")]
+pub struct History {
+    pub interval: Duration,
+    pub series_max: usize,
+    /// In bytes.
+    pub memory_max: u64,
+    pub looks_for: Duration,
+    pub minutes_for: Duration,
+    pub hours_for: Duration,
+    /// In bytes.
+    pub disk_max: u64,
+}
+
+impl From<&RawHistory> for History {
+    fn from(raw: &RawHistory) -> History {
+        History {
+            interval: raw.interval.0,
+            series_max: raw.series_max,
+            memory_max: raw.memory_max.0,
+            looks_for: raw.looks_for.0,
+            minutes_for: raw.minutes_for.0,
+            hours_for: raw.hours_for.0,
+            disk_max: raw.disk_max.0,
+        }
+    }
+}
+
+impl Default for History {
+    fn default() -> History {
+        History::from(&RawHistory::default())
+    }
 }
 
 /// `[auth]`.

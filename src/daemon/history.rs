@@ -10,16 +10,15 @@ use crate::base::clock;
 use crate::base::heartbeat::{Beat, Heartbeats};
 use crate::base::metrics::Registry;
 use crate::base::thread::{self, Thread};
-use crate::observe::history::{History, INTERVAL_SECONDS};
+use crate::config::settings::History as Settings;
+use crate::observe::history::History;
 use crate::observe::reading::Reading;
 
-/// Most series, and most bytes, that are remembered in memory.
-const SERIES_MAX: usize = 512;
-/// See there.
-const MEMORY_MAX: u64 = 4 << 20;
+/// How often it looks what time it is.
+const TICK: Duration = Duration::from_secs(1);
 
-/// How long the thread may be silent: several times its interval.
-const SILENCE_MAX: Duration = Duration::from_secs(60);
+/// How long the thread may be silent: several times its longest interval.
+const SILENCE_MAX: Duration = Duration::from_secs(180);
 
 /// The running thread. Dropped, it ends.
 pub(super) struct Recorder {
@@ -34,10 +33,11 @@ impl Recorder {
     /// # Errors
     /// When the operating system refuses it.
     pub(super) fn start(
+        settings: &Settings,
         registry: &Arc<Registry>,
         heartbeats: &Arc<Heartbeats>,
     ) -> io::Result<Recorder> {
-        let history = History::new(registry, SERIES_MAX, MEMORY_MAX, clock::now());
+        let history = History::new(registry, settings, clock::now());
         let (stop, stopped) = bounded(1);
         let beat = heartbeats.register("history", SILENCE_MAX);
         let work = Work { history: Arc::clone(&history), registry: Arc::clone(registry) };
@@ -52,6 +52,11 @@ impl Recorder {
 }
 
 impl Recorder {
+    /// Takes over new settings.
+    pub(super) fn reconfigure(&self, settings: &Settings) {
+        self.history.reconfigure(settings);
+    }
+
     /// Ends the thread.
     pub(super) fn stop(&mut self) {
         self.stop = None;
@@ -75,15 +80,19 @@ struct Work {
 
 impl Work {
     fn run(self, stopped: &Receiver<()>, beat: &Beat) {
-        let interval = Duration::from_secs(INTERVAL_SECONDS);
-        let mut next = clock::now() + interval;
-        while stopped.recv_deadline(next) == Err(RecvTimeoutError::Timeout) {
+        let mut last = clock::now();
+        // Once a second it looks whether an interval is over, so that a shorter one is in force at once.
+        while stopped.recv_timeout(TICK) == Err(RecvTimeoutError::Timeout) {
             let now = clock::now();
             beat.tick_at(now);
+            let interval = self.history.interval();
+            if now.saturating_duration_since(last) + TICK / 2 < interval {
+                continue;
+            }
+            // In step with the interval; after a pause of the machine, what was missed is not made up for.
+            last = now;
             let reading = Reading::take(&self.registry);
             self.history.look(&reading, now, clock::unix().as_secs());
-            // After a pause of the whole machine the looks that it missed are not made up for.
-            next = (next + interval).max(clock::now() + interval / 2);
         }
     }
 }

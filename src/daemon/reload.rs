@@ -103,6 +103,7 @@ impl Running {
         self.catalog.reconfigure(&config);
         self.folders.reconfigure(&config.cache);
         self.watch.reconfigure(config.overload.clone());
+        self.recorder.reconfigure(&config.history);
         export(&self.registry, &[&config]);
         self.config = config;
         Ok(warnings)

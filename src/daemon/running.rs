@@ -169,7 +169,7 @@ impl Running {
         };
         let gateway = Gateway::new(state, parts);
 
-        let recorder = Recorder::start(&registry, &heartbeats)
+        let recorder = Recorder::start(&config.history, &registry, &heartbeats)
             .map_err(|error| Refusal::Thread("history", error))?;
         let tools = store::Tools {
             registry: Arc::clone(&registry),

@@ -3,13 +3,17 @@
 //! A look sees what the metrics page would show at that moment. Counters are remembered as what they
 //! grew by, histograms bucket by bucket; a series that a look did not see has a gap there.
 
+mod answer;
 pub mod point;
+pub mod question;
+pub mod sheet;
 mod track;
 mod window;
 
 use std::collections::HashMap;
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use point::Point;
@@ -19,12 +23,10 @@ pub use window::Window;
 use super::reading::{Head, Kind, Reader, Reading, Value};
 use crate::base::lock::{Locked, Rank};
 use crate::base::metrics::{Limit, Registry, Unit};
+use crate::config::settings::History as Settings;
 
 /// Looks in memory: 15 minutes at one every 10 s. Past it: the oldest is forgotten.
 pub const LOOKS_MAX: usize = 90;
-
-/// Time between two looks, in seconds, unless the configuration says otherwise.
-pub const INTERVAL_SECONDS: u64 = 10;
 
 /// The last minutes of all metrics.
 #[derive(Debug)]
@@ -33,6 +35,8 @@ pub struct History {
     looks: Arc<Limit>,
     series: Arc<Limit>,
     bytes: Arc<Limit>,
+    disk: Arc<Limit>,
+    interval_ms: AtomicU64,
 }
 
 #[derive(Debug)]
@@ -77,8 +81,8 @@ impl Series {
 }
 
 impl History {
-    /// An empty one, of at most `series_max` series and `memory_max` bytes.
-    pub fn new(registry: &Registry, series_max: usize, memory_max: u64, now: Instant) -> Arc<Self> {
+    /// An empty one, within these bounds.
+    pub fn new(registry: &Registry, settings: &Settings, now: Instant) -> Arc<Self> {
         let limit =
             |name, max: usize, consequence| registry.limit(name, "", max as u64, consequence);
         Arc::new(History {
@@ -96,31 +100,40 @@ impl History {
             looks: limit("history.looks_max", LOOKS_MAX, "the oldest look is forgotten"),
             series: limit(
                 "history.series_max",
-                series_max,
+                settings.series_max,
                 "further series are on the metrics page only",
             ),
             bytes: registry.limit_of(
                 Unit::Bytes,
                 "history.memory_max",
                 "",
-                memory_max,
+                settings.memory_max,
                 "the oldest looks are forgotten early",
             ),
+            disk: registry.limit_of(
+                Unit::Bytes,
+                "history.disk_max",
+                "",
+                settings.disk_max,
+                "the oldest is forgotten early",
+            ),
+            interval_ms: AtomicU64::new(millis(settings.interval)),
         })
     }
 
     /// Takes over other bounds; they hold from the next look on.
-    pub fn reconfigure(&self, series_max: usize, memory_max: u64) {
-        self.series.set_max(series_max as u64);
-        self.bytes.set_max(memory_max);
+    pub fn reconfigure(&self, settings: &Settings) {
+        self.series.set_max(settings.series_max as u64);
+        self.bytes.set_max(settings.memory_max);
+        self.disk.set_max(settings.disk_max);
+        self.interval_ms.store(millis(settings.interval), Relaxed);
     }
 
     /// Remembers a reading as the look of this moment; `wall` is the same in seconds since the epoch.
     pub fn look(&self, reading: &Reading, now: Instant, wall: u64) {
         self.inner.with(|inner| {
             let before = inner.looks.back().map_or(inner.began, |look| look.at);
-            let millis = now.saturating_duration_since(before).as_millis();
-            let millis = u64::try_from(millis).unwrap_or(u64::MAX).max(1);
+            let millis = millis(now.saturating_duration_since(before)).max(1);
             let number = inner.next;
             inner.next += 1;
             inner.looks.push_back(Look { number, at: now, wall, millis });
@@ -223,6 +236,10 @@ fn write_key<'a>(key: &mut String, name: &str, labels: impl Iterator<Item = (&'a
         key.push('\u{1e}');
         key.push_str(value);
     }
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Takes a look.

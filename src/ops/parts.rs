@@ -39,6 +39,9 @@ pub struct Parts {
 }
 
 #[cfg(test)]
+use crate::config::settings::History as Settings;
+
+#[cfg(test)]
 impl Parts {
     /// Only what there always is, with nothing in it. Nobody takes its orders.
     pub(super) fn bare() -> Self {
@@ -48,8 +51,8 @@ impl Parts {
             heartbeats: Arc::new(Heartbeats::default()),
             events: Events::new(Arc::clone(&registry)),
             desk: Desk::new(&registry).0,
-            history: History::new(&registry, 64, 1 << 20, crate::base::clock::now()),
             store: Store::open(None, crate::store::Tools::bare()),
+            history: History::new(&registry, &Settings::default(), crate::base::clock::now()),
             registry,
             links: None,
             accounts: None,

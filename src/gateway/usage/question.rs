@@ -1,11 +1,9 @@
 //! What is asked about usage: the query of `GET /usage`.
 
 use crate::base::error::{Error, Kind, Result};
+use crate::base::query::{pairs, shown};
 use crate::base::time_parse;
 use crate::llm::usage::{SECONDS_PER_DAY, Who};
-
-/// Longest value in a query, in bytes: the name of a key has at most 64 characters.
-const VALUE_BYTES_MAX: usize = 256;
 
 /// What each row of the answer is about.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -55,9 +53,8 @@ impl Question {
     /// silence: the answer would be one to another question.
     pub fn parse(query: &str) -> Result<Question> {
         let mut question = Question::default();
-        for pair in query.split('&').filter(|pair| !pair.is_empty()) {
-            let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-            let Some(value) = decoded(value) else {
+        for (name, value) in pairs(query) {
+            let Some(value) = value else {
                 return refused(format!("{}: is no proper value", shown(name)));
             };
             match name {
@@ -118,32 +115,6 @@ fn day(text: &str) -> Option<u64> {
     let day = time_parse::unix_seconds(&format!("{text}T00:00:00Z"))? / SECONDS_PER_DAY;
     // A 31st of February is a day in March.
     (super::report::day_text(day) == text).then_some(day)
-}
-
-/// A value without its percent encoding.
-fn decoded(value: &str) -> Option<String> {
-    let mut out = Vec::with_capacity(value.len().min(VALUE_BYTES_MAX));
-    let mut bytes = value.bytes();
-    while let Some(byte) = bytes.next() {
-        if out.len() == VALUE_BYTES_MAX {
-            return None;
-        }
-        out.push(match byte {
-            b'+' => b' ',
-            b'%' => {
-                let digit = |byte: u8| char::from(byte).to_digit(16);
-                let (high, low) = (digit(bytes.next()?)?, digit(bytes.next()?)?);
-                u8::try_from(high * 16 + low).ok()?
-            }
-            other => other,
-        });
-    }
-    String::from_utf8(out).ok()
-}
-
-/// A name out of a query, for a sentence.
-fn shown(name: &str) -> String {
-    name.chars().take(32).collect::<String>().escape_debug().to_string()
 }
 
 #[cfg(test)]

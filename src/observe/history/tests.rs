@@ -14,7 +14,8 @@ impl Bench {
     fn new(series_max: usize, memory_max: u64) -> Bench {
         let registry = Registry::default();
         let now = clock::now();
-        let history = History::new(&registry, series_max, memory_max, now);
+        let settings = Settings { series_max, memory_max, ..Settings::default() };
+        let history = History::new(&registry, &settings, now);
         Bench { registry, history, now, wall: 1_800_000_000 }
     }
 
