@@ -4,9 +4,11 @@
 //! and stops top-down.
 
 mod control;
+mod dependencies;
 mod descriptors;
 mod drain;
 mod folders;
+mod health;
 mod history;
 mod orders;
 mod overload;

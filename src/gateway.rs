@@ -7,6 +7,7 @@ pub mod browser;
 pub mod cached;
 pub mod catalog;
 pub mod client;
+pub mod drill;
 pub mod errors;
 pub mod exchange;
 pub mod flow;
@@ -41,6 +42,7 @@ use crate::upstream::calls::Calls;
 
 use cached::Answers;
 use catalog::Catalog;
+use drill::Drill;
 use exchange::Exchange;
 use lockout::Lockouts;
 use metrics::Metrics;
@@ -67,6 +69,7 @@ pub struct Gateway {
     lockouts: Lockouts,
     accounts: Arc<Accounts>,
     answers: Answers,
+    drill: Option<Arc<Drill>>,
 }
 
 /// What outlives the states of a gateway.
@@ -80,6 +83,7 @@ pub struct Parts {
     pub lockouts: Lockouts,
     pub accounts: Arc<Accounts>,
     pub answers: Answers,
+    pub drill: Option<Arc<Drill>>,
 }
 
 /// Why a request is refused, and what its answer says beside that.
@@ -101,7 +105,8 @@ impl Gateway {
     pub fn new(state: State, parts: Parts) -> Arc<Self> {
         parts.metrics.query.set_max(state.config.server.query_max as u64);
         let state = ArcSwap::from_pointee(state);
-        let Parts { metrics, calls, catalog, overload, rates, lockouts, accounts, answers } = parts;
+        let Parts { metrics, calls, catalog, overload, rates, lockouts, accounts, answers, drill } =
+            parts;
         Arc::new(Gateway {
             state,
             metrics,
@@ -112,6 +117,7 @@ impl Gateway {
             lockouts,
             accounts,
             answers,
+            drill,
         })
     }
 

@@ -1,6 +1,10 @@
-//! Whether the process is well, and what it does when it is not: overload levels and what they cost.
+//! Whether the process is well, and what it does when it is not: checks, stalls, the status, overload
+//! levels and what they cost.
 
 pub mod memory;
 pub mod overload;
 pub mod sample;
+pub mod stalls;
+pub mod status;
+pub mod task;
 pub mod trim;

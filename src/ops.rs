@@ -18,6 +18,7 @@ use crate::observe::prometheus;
 mod breakers;
 mod cache;
 pub mod control;
+pub mod health;
 mod history;
 mod limits;
 mod parts;
@@ -64,7 +65,8 @@ impl OpsHandler {
         };
         let query = head.query();
         let answer: &dyn Fn() -> Option<Response> = match root {
-            "livez" | "healthz" | "health" => {
+            "health" if part.is_none() => &|| Some(health::answer(&self.parts, now)),
+            "livez" | "healthz" => {
                 &|| probes::live(&self.parts.heartbeats, now).answer("livez", part, query)
             }
             "readyz" | "ready" => {
@@ -137,7 +139,7 @@ fn names_no_site(host: &str) -> bool {
 
 fn not_found(path: &str) -> Response {
     let text = format!(
-        "no {path} here; ask for /livez, /readyz, /metrics, /limits, /breakers, /cache, /history or /usage"
+        "no {path} here; ask for /livez, /readyz, /health, /metrics, /limits, /breakers, /cache, /history or /usage"
     );
     problem(&Error::new(Kind::NotFound, text))
 }

@@ -14,7 +14,7 @@ fn health_is_told_in_the_words_that_probes_know() {
     let sandbox = Sandbox::new();
     let daemon = Daemon::start(&sandbox, &Conf::new());
     let get = |path: &str| wire::ask(daemon.ops, ask::get(path));
-    for path in ["/livez", "/healthz", "/health", "/readyz", "/ready"] {
+    for path in ["/livez", "/healthz", "/readyz", "/ready"] {
         let answer = get(path);
         assert_eq!(answer.status(), 200, "{path}: {}", answer.text());
         assert!(answer.header("content-type").unwrap().starts_with("text/plain"), "{path}");

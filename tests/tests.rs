@@ -36,6 +36,8 @@ mod control;
 mod dialects;
 // Every fault of an upstream, in every combination.
 mod faults;
+// Threads that hang, checks, the status, and what is tried when it is bad.
+mod health;
 // Overload levels: each reached, what is done there, and the way back.
 mod overload;
 // Clients that mean harm: slow, many, endless.

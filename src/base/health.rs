@@ -43,6 +43,29 @@ impl Phase {
     }
 }
 
+/// What it means for the process that a check fails.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Affects {
+    /// It is not ready.
+    #[default]
+    Readiness,
+    /// It is degraded.
+    Degraded,
+    /// Nothing: it is shown.
+    Nothing,
+}
+
+impl Affects {
+    /// The word in answers and settings.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Affects::Readiness => "readiness",
+            Affects::Degraded => "degraded",
+            Affects::Nothing => "none",
+        }
+    }
+}
+
 /// What a check found.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum State {
@@ -76,6 +99,72 @@ struct Found {
     at: Instant,
     /// How often it is renewed, when it is.
     interval: Option<Duration>,
+    affects: Affects,
+    /// Since when it is in this state, whatever the reasons.
+    since: Instant,
+    /// The last reason for which it was not good.
+    last: Option<(String, Instant)>,
+    /// When it is run again, where that is known.
+    next: Option<Instant>,
+}
+
+impl Found {
+    fn new(state: State, interval: Option<Duration>) -> Self {
+        let at = clock::now();
+        let affects = Affects::default();
+        Found { state, at, interval, affects, since: at, last: None, next: None }
+    }
+
+    /// A check that should have been renewed and was not has failed.
+    fn state(&self, now: Instant) -> State {
+        let age = now.saturating_duration_since(self.at);
+        match self.interval {
+            Some(interval) if age > interval * STALE_INTERVALS => {
+                State::Failed(format!("not renewed for {} s", age.as_secs()))
+            }
+            _ => self.state.clone(),
+        }
+    }
+}
+
+/// A check as it is at some moment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Look {
+    /// Its name on the board.
+    pub name: String,
+    /// What it found.
+    pub state: State,
+    /// What it means when it fails.
+    pub affects: Affects,
+    /// How long it has been in this state.
+    pub since: Duration,
+    /// How long ago it was last set.
+    pub age: Duration,
+    /// How often it is renewed, when it is.
+    pub interval: Option<Duration>,
+    /// The last reason for which it was not good, and how long ago.
+    pub last: Option<(String, Duration)>,
+    /// In how long it is run again, where that is known.
+    pub next: Option<Duration>,
+}
+
+impl Look {
+    /// What it counts as for the process.
+    pub fn counts(&self) -> State {
+        counted(self.affects, self.state.clone())
+    }
+}
+
+/// What a state counts as.
+fn counted(affects: Affects, state: State) -> State {
+    match (affects, state) {
+        (Affects::Readiness, state) => state,
+        (Affects::Nothing, _) => State::Ok,
+        // Not known yet is nothing bad to say of it.
+        (Affects::Degraded, State::Pending) => State::Ok,
+        (Affects::Degraded, State::Failed(why)) => State::Degraded(why),
+        (Affects::Degraded, state) => state,
+    }
 }
 
 impl Check {
@@ -101,20 +190,50 @@ impl Check {
 
     /// What it is at `now`: a check that should have been renewed and was not has failed.
     pub fn state(&self, now: Instant) -> State {
-        self.found.with(|found| {
-            let age = now.saturating_duration_since(found.at);
-            match found.interval {
-                Some(interval) if age > interval * STALE_INTERVALS => {
-                    State::Failed(format!("not renewed for {} s", age.as_secs()))
-                }
-                _ => found.state.clone(),
-            }
+        self.found.with(|found| found.state(now))
+    }
+
+    /// What it counts as at `now`.
+    pub fn counts(&self, now: Instant) -> State {
+        self.found.with(|found| counted(found.affects, found.state(now)))
+    }
+
+    /// All that is known of it at `now`.
+    pub fn look(&self, now: Instant) -> Look {
+        let age = |at: Instant| now.saturating_duration_since(at);
+        self.found.with(|found| Look {
+            name: self.name.clone(),
+            state: found.state(now),
+            affects: found.affects,
+            since: age(found.since),
+            age: age(found.at),
+            interval: found.interval,
+            last: found.last.as_ref().map(|(why, at)| (why.clone(), age(*at))),
+            next: found.next.map(|next| next.saturating_duration_since(now)),
         })
+    }
+
+    /// What it means when it fails; [`Affects::Readiness`] until somebody says otherwise.
+    pub fn set_affects(&self, affects: Affects) {
+        self.found.with(|found| found.affects = affects);
+    }
+
+    /// When it is run again.
+    pub fn runs_next(&self, at: Instant) {
+        self.found.with(|found| found.next = Some(at));
     }
 
     fn set(&self, state: State) {
         let at = clock::now();
-        self.found.with(|found| (found.state, found.at) = (state, at));
+        self.found.with(|found| {
+            if let State::Degraded(why) | State::Failed(why) = &state {
+                found.last = Some((why.clone(), at));
+            }
+            if std::mem::discriminant(&state) != std::mem::discriminant(&found.state) {
+                found.since = at;
+            }
+            (found.state, found.at) = (state, at);
+        });
     }
 }
 
@@ -147,8 +266,8 @@ impl Default for Board {
 }
 
 fn new_check(name: &str, state: State, interval: Option<Duration>) -> Arc<Check> {
-    let found = Found { state, at: clock::now(), interval };
-    Arc::new(Check { name: name.to_owned(), found: Locked::new(Rank::Leaf, found) })
+    let found = Locked::new(Rank::Leaf, Found::new(state, interval));
+    Arc::new(Check { name: name.to_owned(), found })
 }
 
 impl Board {
@@ -208,7 +327,12 @@ impl Board {
 
     /// Whether requests are welcome at `now`: the phase is [`Phase::Ready`] and no check fails.
     pub fn ready(&self, now: Instant) -> bool {
-        self.phase() == Phase::Ready && self.checks().iter().all(|check| check.state(now).passes())
+        self.phase() == Phase::Ready && self.checks().iter().all(|check| check.counts(now).passes())
+    }
+
+    /// Every check as it is at `now`, in the order in which they came.
+    pub fn looks(&self, now: Instant) -> Vec<Look> {
+        self.checks().iter().map(|check| check.look(now)).collect()
     }
 
     fn add(&self, name: &str, interval: Option<Duration>) -> Arc<Check> {
@@ -290,6 +414,42 @@ mod tests {
         );
         let last = board.checks().pop().unwrap();
         assert_eq!(last.name(), "board");
+    }
+
+    #[test]
+    fn a_check_that_does_not_count_keeps_nobody_away() {
+        let board = Board::default();
+        board.set_phase(Phase::Ready);
+        let check = board.check("check:db");
+        check.set_affects(Affects::Degraded);
+        let now = clock::now();
+        assert!(board.ready(now), "not known yet");
+        check.failed("refused");
+        assert_eq!(check.counts(now), State::Degraded("refused".into()));
+        assert!(board.ready(now));
+        check.set_affects(Affects::Nothing);
+        assert_eq!(check.counts(now), State::Ok);
+        assert_eq!(check.state(now), State::Failed("refused".into()), "it is shown");
+        check.set_affects(Affects::Readiness);
+        assert!(!board.ready(now));
+    }
+
+    #[test]
+    fn a_look_tells_since_when_and_the_last_reason() {
+        let board = Board::default();
+        let check = board.check("disk");
+        check.failed("full");
+        check.failed("fuller");
+        check.runs_next(clock::now() + Duration::from_secs(60));
+        let now = clock::now() + Duration::from_secs(10);
+        let look = check.look(now);
+        assert_eq!(look.state, State::Failed("fuller".into()));
+        assert!(look.since >= look.age && look.age >= Duration::from_secs(9), "{look:?}");
+        assert!(look.next.unwrap() <= Duration::from_secs(51), "{look:?}");
+        check.ok();
+        let look = check.look(now);
+        assert_eq!(look.last.unwrap().0, "fuller");
+        assert!(look.since <= Duration::from_secs(10));
     }
 
     #[test]

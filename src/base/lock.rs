@@ -6,7 +6,9 @@
 
 #[expect(clippy::disallowed_types, reason = "the one wrapper")]
 use std::sync::Mutex;
-use std::sync::PoisonError;
+use std::sync::{MutexGuard, PoisonError, TryLockError};
+
+use super::heartbeat::LockWait;
 
 /// The lock order, outermost first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -32,8 +34,33 @@ pub enum Rank {
     Metrics,
     /// Log writer state.
     Log,
+    /// Held for good by a drill, and by nobody else.
+    Drill,
     /// A leaf: nothing is locked inside it.
     Leaf,
+}
+
+/// Every rank.
+const RANKS: [Rank; 12] = [
+    Rank::Reload,
+    Rank::Exchanges,
+    Rank::Cache,
+    Rank::Waiting,
+    Rank::Resolver,
+    Rank::Pool,
+    Rank::Catalog,
+    Rank::Guard,
+    Rank::Metrics,
+    Rank::Log,
+    Rank::Drill,
+    Rank::Leaf,
+];
+
+impl Rank {
+    /// The rank of this number; the innermost for one that no rank has.
+    pub(super) fn numbered(number: usize) -> Rank {
+        RANKS.into_iter().find(|rank| *rank as usize == number).unwrap_or(Rank::Leaf)
+    }
 }
 
 #[cfg(debug_assertions)]
@@ -80,7 +107,6 @@ pub fn assert_none_held() {
 /// A value behind a ranked lock.
 #[derive(Debug)]
 pub struct Locked<T> {
-    #[cfg(debug_assertions)]
     rank: Rank,
     #[expect(clippy::disallowed_types, reason = "the one wrapper")]
     value: Mutex<T>,
@@ -89,14 +115,8 @@ pub struct Locked<T> {
 impl<T> Locked<T> {
     /// A new value of the given rank.
     pub fn new(rank: Rank, value: T) -> Self {
-        #[cfg(not(debug_assertions))]
-        let _ = rank;
         #[expect(clippy::disallowed_types, reason = "the one wrapper")]
-        Locked {
-            #[cfg(debug_assertions)]
-            rank,
-            value: Mutex::new(value),
-        }
+        Locked { rank, value: Mutex::new(value) }
     }
 
     /// Runs `f` with the value. The guard and what it borrows cannot leave `f`. A poisoned lock is
@@ -104,14 +124,34 @@ impl<T> Locked<T> {
     pub fn with<R>(&self, f: impl FnOnce(&mut T) -> R) -> R {
         #[cfg(debug_assertions)]
         let _mark = Mark::enter(self.rank);
-        let mut guard = self.value.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut guard = match self.value.try_lock() {
+            Ok(guard) => guard,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => self.wait(),
+        };
         f(&mut guard)
+    }
+
+    /// Another thread has it. Whoever watches over this one is told what it waits for.
+    #[cold]
+    fn wait(&self) -> MutexGuard<'_, T> {
+        let _waiting = LockWait::begin(self.rank);
+        self.value.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_rank_is_found_by_its_number() {
+        for (number, rank) in (1..).zip(RANKS) {
+            assert_eq!((rank as usize, Rank::numbered(number)), (number, rank));
+        }
+        assert_eq!(RANKS.last(), Some(&Rank::Leaf), "the innermost is the last of all");
+        assert_eq!(RANKS.len(), Rank::Leaf as usize, "a rank is not among them");
+    }
 
     #[test]
     fn locks_nest_in_rank_order_only() {

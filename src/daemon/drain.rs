@@ -44,6 +44,7 @@ pub fn drain(running: Running, signals: &Signals) -> Exit {
         }
     }
     running.board.set_phase(Phase::Stopping);
+    running.health.stop();
     running.watch.stop();
     running.recorder.stop();
     let late = running.data.stop(clock::now() + LAST_WORDS)

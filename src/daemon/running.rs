@@ -18,6 +18,7 @@ use crate::base::orders::{Asked, Desk};
 use crate::config::{Config, Loaded};
 use crate::gateway::cached::{self, Answers};
 use crate::gateway::catalog::Catalog;
+use crate::gateway::drill::Drill;
 use crate::gateway::lockout::Lockouts;
 use crate::gateway::metrics::Metrics;
 use crate::gateway::rates::Rates;
@@ -38,6 +39,7 @@ use crate::upstream::calls::Calls;
 use crate::upstream::link::Links;
 
 use super::folders::Folders;
+use super::health::{Health, Seen};
 use super::history::Recorder;
 use super::overload::{Hands, Watch};
 use super::{descriptors, planes, reload};
@@ -49,7 +51,8 @@ const MAIN_SILENCE_MAX: Duration = Duration::from_secs(30);
 pub struct Running {
     pub(super) config_path: Option<PathBuf>,
     pub(super) config: Arc<Config>,
-    /// First, so that it ends before what it has a hand on.
+    /// First, so that they end before what they have a hand on.
+    pub(super) health: Health,
     pub(super) watch: Watch,
     pub(super) data: Engine,
     pub(super) ops: Engine,
@@ -123,7 +126,8 @@ impl Running {
     pub fn start(config_path: Option<PathBuf>, loaded: Loaded) -> Result<Self, Refusal> {
         let registry = Arc::new(Registry::default());
         reload::register(&registry);
-        let log = logs::start(&loaded.config.log, &registry)?;
+        let heartbeats = Heartbeats::new(&registry);
+        let log = logs::start(&loaded.config.log, &registry, &heartbeats)?;
         let events = Events::new(Arc::clone(&registry));
         for warning in &loaded.warnings {
             let path = loaded.config.path.as_deref();
@@ -138,7 +142,6 @@ impl Running {
             "How often free memory was given back to the system.",
             &[],
         );
-        let heartbeats = Heartbeats::new(&registry);
         let beat = heartbeats.register("main", MAIN_SILENCE_MAX);
         let board = Board::new(&registry);
         let resolver = Arc::new(Resolver::system(&registry));
@@ -166,6 +169,7 @@ impl Running {
             lockouts,
             accounts: Arc::clone(&accounts),
             answers: answers.clone(),
+            drill: Drill::allowed(&|name| std::env::var(name).ok()),
         };
         let gateway = Gateway::new(state, parts);
 
@@ -238,9 +242,18 @@ impl Running {
             Arc::clone(&registry),
             Arc::clone(&heartbeats),
         );
+        let seen = Seen {
+            board: Arc::clone(&board),
+            heartbeats: Arc::clone(&heartbeats),
+            registry: Arc::clone(&registry),
+            events: Arc::clone(&events),
+            links: Arc::clone(&links),
+        };
+        let health = Health::start(seen).map_err(|error| Refusal::Thread("health", error))?;
         Ok(Running {
             config_path,
             config,
+            health,
             watch,
             data,
             ops,
@@ -292,6 +305,7 @@ impl Running {
     /// What is looked after every second.
     pub fn tick(&mut self) {
         self.beat.tick();
+        self.health.guard();
         self.links.sweep();
         self.gateway.sweep();
         self.answers.sweep(clock::now());

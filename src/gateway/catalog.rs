@@ -30,7 +30,7 @@ use self::state::Found;
 use self::threads::{Shared, Threads};
 use crate::base::clock;
 use crate::base::error::{Error, Kind, Phase, Result};
-use crate::base::heartbeat::Heartbeats;
+use crate::base::heartbeat::{self, Doing, Heartbeats};
 use crate::base::lock::{self, Locked};
 use crate::base::metrics::Registry;
 use crate::config::settings::Config;
@@ -209,6 +209,7 @@ impl Catalog {
     /// Waits for a question that was on its way a moment ago. `None`: no answer by then.
     fn wait_until(&self, key: &Key, until: Instant) -> Option<Outcome> {
         lock::assert_none_held();
+        let _waiting = heartbeat::waiting(Doing::Answer, until);
         let shared = &self.shared;
         let receiver = if until <= clock::now() {
             None

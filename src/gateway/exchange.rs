@@ -6,6 +6,7 @@ mod walk;
 
 use super::attempt::End;
 use super::cached::{self, Answer, Next, Origin, Part, Plan};
+use super::drill::Drill;
 use super::record::Record;
 use super::source::HeadSays;
 use super::state::{Chain, State};
@@ -66,6 +67,8 @@ pub struct Exchange {
     record: Record,
     fields: Vec<(&'static str, String)>,
     cached: Part,
+    /// Where drills are allowed.
+    drill: Option<Arc<Drill>>,
     _budget: Lease,
 }
 
@@ -186,6 +189,7 @@ impl Exchange {
                     record,
                     fields,
                     cached: Part::new(gateway.answers.clone(), plan),
+                    drill: gateway.drill.clone(),
                     _budget: request.budget,
                 }))
             }

@@ -14,6 +14,7 @@ use rustix::io::Errno;
 use super::engine::Shared;
 use super::park::{Accepted, turn_away};
 use crate::base::error::Kind;
+use crate::base::heartbeat::Beat;
 
 /// Connections the kernel holds before they are accepted.
 const BACKLOG: i32 = 1024;
@@ -44,11 +45,15 @@ pub fn run(
     listener: &TcpListener,
     stop: &UnixStream,
     accepted: &Sender<Accepted>,
+    beat: &Beat,
 ) {
     let mut backoff = BACKOFF_MIN;
     loop {
         let mut fds = [PollFd::new(listener, PollFlags::IN), PollFd::new(stop, PollFlags::IN)];
-        match rustix::event::poll(&mut fds, None) {
+        beat.rest();
+        let polled = rustix::event::poll(&mut fds, None);
+        beat.tick();
+        match polled {
             Ok(_) if !fds[1].revents().is_empty() => return,
             Ok(_) => {}
             Err(Errno::INTR) => continue,

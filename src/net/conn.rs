@@ -18,6 +18,8 @@ use super::address::AddressLease;
 use super::http::{Head, Method, Request};
 use super::intake::{InputBuffer, Intake, Refusal};
 use super::settings::{READ_BYTES, STAY};
+use crate::base::clock;
+use crate::base::heartbeat::{self, Doing};
 use crate::base::id::RequestId;
 use crate::base::metrics::Lease;
 
@@ -204,6 +206,7 @@ impl ClientConn {
     /// When the client is gone.
     pub fn wait_writable(&self, wait: Duration) -> io::Result<bool> {
         crate::base::lock::assert_none_held();
+        let _waiting = heartbeat::waiting(Doing::Client, clock::now() + wait);
         let mut fds = [PollFd::new(&self.stream, PollFlags::OUT)];
         let timeout = Timespec::try_from(wait).ok();
         match rustix::event::poll(&mut fds, timeout.as_ref()) {

@@ -41,6 +41,10 @@ const DROP_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long the parking thread may be silent: it wakes every second and never blocks.
 const PARK_SILENCE_MAX: Duration = Duration::from_secs(10);
 
+/// How long the accept thread may be at work: it hands a connection on in microseconds, and rests
+/// while nobody knocks.
+const ACCEPT_SILENCE_MAX: Duration = Duration::from_secs(10);
+
 /// What all threads of an engine share.
 pub struct Shared {
     pub(super) name: &'static str,
@@ -71,6 +75,8 @@ pub struct Shared {
     pub(super) panics: Arc<Counter>,
     pumps: Vec<Arc<PumpInbox>>,
     queue: Receiver<Task>,
+    /// Where each thread of the engine beats.
+    pub(super) heartbeats: Arc<Heartbeats>,
     draining: AtomicBool,
     stopping: AtomicBool,
 }
@@ -155,7 +161,14 @@ impl Engine {
         let waker = Waker::new(poll.registry(), WAKE)?;
         let (queue, tasks) = bounded(fixed.queue_max);
         let (accepted, to_park) = bounded(ACCEPTED_MAX);
-        let mut shared = shared(fixed, settings, service, registry, Inbox::new(waker), tasks);
+        let mut shared = shared(
+            fixed,
+            settings,
+            service,
+            registry,
+            (Inbox::new(waker), tasks),
+            Arc::clone(heartbeats),
+        );
         let mut polls = Vec::new();
         for _ in 0..fixed.pumps {
             let (inbox, poll) = PumpInbox::new()?;
@@ -179,8 +192,10 @@ impl Engine {
         let mut engine = Engine { shared, address, accept: None, park: Some(park), pumps };
         let (stop, stopped) = UnixStream::pair()?;
         let for_accept = Arc::clone(&engine.shared);
-        let accept = thread::spawn(&format!("accept-{}", fixed.name), move || {
-            accept::run(&for_accept, &listener, &stopped, &accepted);
+        let accept_name = format!("accept-{}", fixed.name);
+        let beat = heartbeats.register(&accept_name, ACCEPT_SILENCE_MAX);
+        let accept = thread::spawn(&accept_name, move || {
+            accept::run(&for_accept, &listener, &stopped, &accepted, &beat);
         })?;
         engine.accept = Some((stop, accept));
         Ok(engine)
@@ -271,8 +286,8 @@ fn shared(
     settings: Settings,
     service: Arc<dyn Service>,
     registry: &Registry,
-    inbox: Inbox,
-    tasks: Receiver<Task>,
+    (inbox, tasks): (Inbox, Receiver<Task>),
+    heartbeats: Arc<Heartbeats>,
 ) -> Shared {
     let owner = fixed.name;
     let limit =
@@ -366,6 +381,7 @@ fn shared(
         service,
         pumps: Vec::new(),
         queue: tasks,
+        heartbeats,
         draining: AtomicBool::new(false),
         stopping: AtomicBool::new(false),
     }

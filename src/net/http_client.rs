@@ -25,6 +25,7 @@ use ureq::{Agent, Proxy, ProxyProtocol};
 use self::connector::{Names, Relay, Tls};
 use super::outbound::{Control, Origin, Resolver, tls};
 use crate::base::error::{Error, Kind, Phase, Result};
+use crate::base::heartbeat::{self, Doing};
 use crate::base::{clock, lock};
 
 /// Most bytes of an answer. Past it: the call fails as [`Kind::UpstreamMalformed`]. The largest
@@ -102,6 +103,7 @@ impl Client {
             None => request,
         };
         let left = self.left(deadline)?;
+        let _waiting = heartbeat::waiting(Doing::Call(Phase::Answer), deadline);
         let request = request.config().timeout_global(Some(left)).build();
         self.read(request.call())
     }
@@ -121,6 +123,7 @@ impl Client {
             None => request,
         };
         let left = self.left(deadline)?;
+        let _waiting = heartbeat::waiting(Doing::Call(Phase::Answer), deadline);
         let request = request.config().timeout_global(Some(left)).build();
         self.read(request.send(body))
     }

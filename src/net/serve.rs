@@ -16,6 +16,7 @@ use super::turn::{OUT_BYTES_KEPT, Turn};
 use super::workers::{Occupied, Task, Work};
 use crate::base::clock;
 use crate::base::error::{Error, Kind};
+use crate::base::heartbeat::Beat;
 use crate::base::permits::Permit;
 
 /// What a worker keeps between requests.
@@ -36,7 +37,13 @@ enum Next {
 
 /// Serves `task`, and the requests behind it on the same connection for as long as that is right.
 /// With `late` the first one is refused: it waited for a worker for too long.
-pub fn serve(shared: &Arc<Shared>, task: Task, late: Option<Error>, scratch: &mut Scratch) {
+pub fn serve(
+    shared: &Arc<Shared>,
+    task: Task,
+    late: Option<Error>,
+    scratch: &mut Scratch,
+    beat: &Beat,
+) {
     let Task { mut conn, work, .. } = task;
     let mut occupied: Option<Occupied> = None;
     let mut turns = 0;
@@ -91,7 +98,10 @@ pub fn serve(shared: &Arc<Shared>, task: Task, late: Option<Error>, scratch: &mu
             }
         };
         match next {
-            Next::Request(request) => work = Err(Work::Start(request)),
+            Next::Request(request) => {
+                beat.tick();
+                work = Err(Work::Start(request));
+            }
             Next::Done => {
                 // `following` says so only while the connection is ours: hand it on.
                 shared.inbox.park(conn, Purpose::Next);

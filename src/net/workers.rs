@@ -15,6 +15,7 @@ use super::serve;
 use super::service::{GiveUp, Job};
 use crate::base::clock;
 use crate::base::error::Error;
+use crate::base::heartbeat::Beat;
 use crate::base::lock::{Locked, Rank};
 use crate::base::metrics::Limit;
 use crate::base::permits::Permit;
@@ -22,6 +23,10 @@ use crate::base::thread::{self, Thread};
 
 /// A thread that had nothing to do for this long, and is not needed as a ready one, ends.
 const SPARE_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// How long a worker may be at work without waiting for anybody: whole answers of some MiB are
+/// translated in a second, in a debug build in some.
+const WORK_MAX: Duration = Duration::from_secs(10);
 
 /// After the operating system refused a thread: the time until it is asked again …
 const RETRY_MIN: Duration = Duration::from_millis(50);
@@ -244,7 +249,8 @@ fn spawn(shared: &Arc<Shared>) -> std::io::Result<()> {
     let spawned = if refused {
         Err(std::io::ErrorKind::WouldBlock.into())
     } else {
-        thread::spawn(&name, move || run(&for_thread))
+        let beat = shared.heartbeats.register_one_of_many(&name, WORK_MAX);
+        thread::spawn(&name, move || run(&for_thread, &beat))
     };
     match spawned {
         Ok(thread) => {
@@ -269,19 +275,22 @@ fn spawn(shared: &Arc<Shared>) -> std::io::Result<()> {
 }
 
 /// The life of a worker.
-fn run(shared: &Arc<Shared>) {
+fn run(shared: &Arc<Shared>, beat: &Beat) {
     let workers = &shared.workers;
     let mut scratch = serve::Scratch::default();
     loop {
+        beat.rest();
         match workers.queue.recv_timeout(SPARE_TIMEOUT) {
             Ok(task) => {
                 let left = workers.queue.len();
                 shared.queued.set_now(left as u64);
                 let now = clock::now();
+                beat.tick_at(now);
                 let late = shared.line.taken(task.since, left == 0, shared.queue_timeout(), now);
                 // Handlers are caught where they can still be answered; what is left is the
                 // service's word on the next head. The connection is closed then.
-                let served = AssertUnwindSafe(|| serve::serve(shared, task, late, &mut scratch));
+                let served =
+                    AssertUnwindSafe(|| serve::serve(shared, task, late, &mut scratch, beat));
                 if catch_unwind(served).is_err() {
                     shared.panics.inc();
                 }

@@ -13,6 +13,7 @@ use arc_swap::ArcSwapOption;
 use crossbeam_channel::{RecvTimeoutError, bounded};
 use log::{Level, LevelFilter, Metadata, Record};
 
+use crate::base::heartbeat::Heartbeats;
 use crate::base::lock;
 use crate::base::metrics::Registry;
 use crate::base::thread::{self, Thread};
@@ -79,17 +80,25 @@ struct Global {
 
 static GLOBAL: Global = Global { current: ArcSwapOption::const_empty() };
 
+/// How long writing what was gathered may take. A disk that hangs is told of; requests do not wait for
+/// it, so that nobody needs a restart.
+const WRITE_MAX: Duration = Duration::from_secs(10);
+
 /// Starts the log: from here on the `log` macros write there. Problems of the folder are not
 /// errors: lines go to standard error until it can be used. Installs the panic hook.
 ///
 /// # Errors
 /// When a log is running in this process, or there is no thread for it.
-pub fn start(config: &Log, registry: &Registry) -> Result<LogHandle, StartError> {
+pub fn start(
+    config: &Log,
+    registry: &Registry,
+    heartbeats: &Arc<Heartbeats>,
+) -> Result<LogHandle, StartError> {
     static INSTALLED: OnceLock<bool> = OnceLock::new();
     if !*INSTALLED.get_or_init(|| log::set_logger(&GLOBAL).is_ok()) {
         return Err(StartError::Foreign);
     }
-    let mut handle = start_detached(config, registry)?;
+    let mut handle = start_detached(config, registry, heartbeats)?;
     let before =
         GLOBAL.current.compare_and_swap(&None::<Arc<Queue>>, Some(Arc::clone(&handle.queue)));
     if before.is_some() {
@@ -102,11 +111,16 @@ pub fn start(config: &Log, registry: &Registry) -> Result<LogHandle, StartError>
 }
 
 /// Starts a log that the macros do not write to.
-fn start_detached(config: &Log, registry: &Registry) -> Result<LogHandle, StartError> {
+fn start_detached(
+    config: &Log,
+    registry: &Registry,
+    heartbeats: &Arc<Heartbeats>,
+) -> Result<LogHandle, StartError> {
     let (queue, ends) = Queue::new(config, registry);
     let queue = Arc::new(queue);
     let writer = writer::Writer::new(Arc::clone(&queue), ends, config);
-    let thread = thread::spawn("log", move || writer.run())?;
+    let beat = heartbeats.register_one_of_many("log", WRITE_MAX);
+    let thread = thread::spawn("log", move || writer.run(&beat))?;
     Ok(LogHandle { queue, thread: Some(thread), global: false })
 }
 

@@ -3,8 +3,8 @@
 use std::fmt::Write as _;
 use std::time::Instant;
 
-use crate::base::health::{Board, Phase, State};
-use crate::base::heartbeat::Heartbeats;
+use crate::base::health::{Affects, Board, Look, Phase, State};
+use crate::base::heartbeat::{Doing, Heartbeats};
 use crate::net::http::Response;
 
 /// The check that stands for the phase of the process. It cannot be excluded.
@@ -12,21 +12,26 @@ const PHASE: &str = "phase";
 
 /// What a probe found.
 pub(super) struct Found {
-    checks: Vec<(String, State)>,
+    /// Name, what it counts as, and what else there is to say of it.
+    checks: Vec<(String, State, String)>,
 }
 
-/// Every watched thread, alive or not. Nothing else counts: a restart cures nothing else.
+/// Every watched thread, alive or not. Nothing else counts: a restart cures nothing else. One of many
+/// that hangs is told of, for the others go on.
 pub(super) fn live(heartbeats: &Heartbeats, now: Instant) -> Found {
     let checks = heartbeats.pulses(now).into_iter().map(|pulse| {
         let state = match pulse.silence {
-            Some(silence) if pulse.late() => State::Failed(format!(
-                "no beat for {} ms (at most {} ms)",
-                silence.as_millis(),
-                pulse.silence_max.as_millis()
-            )),
+            Some(silence) if pulse.late() => {
+                let (silence, max) = (silence.as_millis(), pulse.silence_max.as_millis());
+                let mut why = format!("no beat for {silence} ms (at most {max} ms)");
+                if pulse.doing != Doing::Working {
+                    let _ = write!(why, ", blocked on {}", pulse.doing);
+                }
+                if pulse.essential { State::Failed(why) } else { State::Degraded(why) }
+            }
             _ => State::Ok,
         };
-        (pulse.name, state)
+        (pulse.name, state, String::new())
     });
     Found { checks: checks.collect() }
 }
@@ -37,10 +42,26 @@ pub(super) fn ready(board: &Board, now: Instant) -> Found {
         Phase::Ready => State::Ok,
         other => State::Failed(other.as_str().to_owned()),
     };
-    let mut checks = vec![(PHASE.to_owned(), phase)];
-    let more = board.checks().into_iter().map(|check| (check.name().to_owned(), check.state(now)));
-    checks.extend(more);
+    let mut checks = vec![(PHASE.to_owned(), phase, String::new())];
+    checks.extend(board.looks(now).into_iter().map(|look| {
+        let (counts, more) = (look.counts(), more(&look));
+        (look.name, counts, more)
+    }));
     Found { checks }
+}
+
+/// How old what is known is, where it is renewed by itself, and what does not count.
+fn more(look: &Look) -> String {
+    let mut more = String::new();
+    if look.interval.is_some() {
+        let _ = write!(more, " (checked {} s ago)", look.age.as_secs());
+    }
+    if let (Affects::Nothing, State::Degraded(why) | State::Failed(why)) =
+        (look.affects, &look.state)
+    {
+        let _ = write!(more, " (not well, which does not count: {why})");
+    }
+    more
 }
 
 impl Found {
@@ -49,9 +70,9 @@ impl Found {
         match part {
             None | Some("") => Some(self.all(name, query)),
             Some(part) => {
-                let (_, state) = self.checks.iter().find(|(check, _)| check == part)?;
+                let (_, state, more) = self.checks.iter().find(|(check, ..)| check == part)?;
                 let mut text = String::new();
-                line(&mut text, part, state);
+                line(&mut text, part, state, more);
                 Some(if state.passes() { respond(200, "ok") } else { respond(503, text) })
             }
         }
@@ -69,7 +90,7 @@ impl Found {
         }
         let mut text = String::new();
         let mut passed = true;
-        for (check, state) in &self.checks {
+        for (check, state, more) in &self.checks {
             let exclusion = excluded.iter_mut().find(|(wanted, _)| wanted == check);
             match exclusion {
                 Some((_, matched)) if check != PHASE => {
@@ -78,7 +99,7 @@ impl Found {
                 }
                 _ => {
                     passed &= state.passes();
-                    line(&mut text, check, state);
+                    line(&mut text, check, state, more);
                 }
             }
         }
@@ -93,13 +114,13 @@ impl Found {
     }
 }
 
-fn line(text: &mut String, check: &str, state: &State) {
+fn line(text: &mut String, check: &str, state: &State, more: &str) {
     // Writing to a string does not fail.
     let _ = match state {
-        State::Ok => writeln!(text, "[+]{check} ok"),
-        State::Degraded(reason) => writeln!(text, "[+]{check} degraded: {reason}"),
+        State::Ok => writeln!(text, "[+]{check} ok{more}"),
+        State::Degraded(reason) => writeln!(text, "[+]{check} degraded: {reason}{more}"),
         State::Pending => writeln!(text, "[-]{check} failed: not known yet"),
-        State::Failed(reason) => writeln!(text, "[-]{check} failed: {reason}"),
+        State::Failed(reason) => writeln!(text, "[-]{check} failed: {reason}{more}"),
     };
 }
 

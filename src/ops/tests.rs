@@ -74,7 +74,7 @@ fn live_in_every_phase_while_every_thread_beats() {
     let beat = plane.heartbeats.register("park", Duration::from_secs(5));
     for phase in [Phase::Starting, Phase::Ready, Phase::Draining, Phase::Stopping] {
         plane.board.set_phase(phase);
-        for target in ["/livez", "/healthz", "/health", "/livez/", "/livez?x=1"] {
+        for target in ["/livez", "/healthz", "/livez/", "/livez?x=1"] {
             plane.check(target, 200, "ok");
         }
     }
@@ -229,4 +229,46 @@ fn a_web_page_cannot_ask() {
         Ok(BODY_BYTES_MAX)
     );
     assert_eq!(admitted(&plane_on("0.0.0.0:18790"), &page), Err(403));
+}
+
+#[test]
+fn health_is_told_in_json_with_ages_and_reasons() {
+    let plane = plane();
+    let get = || {
+        let (status, text) = plane.get("/health");
+        (status, serde_json::from_str::<Value>(&text).unwrap())
+    };
+    let (status, document) = get();
+    assert_eq!((status, &document["status"]), (503, &"unhealthy".into()), "starting");
+    plane.board.set_phase(Phase::Ready);
+    let disk = plane.board.check_every("disk", Duration::from_secs(10));
+    disk.degraded("slow");
+    disk.runs_next(clock::now() + Duration::from_secs(100));
+    let (status, document) = get();
+    assert_eq!(
+        (status, &document["ok"], &document["status"]),
+        (200, &true.into(), &"degraded".into())
+    );
+    assert_eq!(document["reasons"], serde_json::json!(["disk: slow"]));
+    let check = &document["checks"][0];
+    assert_eq!(check["last_error"], "slow");
+    assert_eq!((&check["state"], &check["interval_seconds"]), (&"degraded".into(), &10.0.into()));
+    assert!(check["next_run_seconds"].as_f64().unwrap() > 90.0, "{check}");
+    disk.ok();
+    plane.check(
+        "/readyz?verbose",
+        200,
+        "[+]phase ok\n[+]disk ok (checked 0 s ago)\nreadyz check passed\n",
+    );
+    let start = clock::now();
+    plane.heartbeats.register_one_of_many("data-1", Duration::from_secs(5)).tick_at(start);
+    let beat = plane.heartbeats.register_one_of_many("data-2", Duration::from_secs(5));
+    beat.tick_at(start);
+    let later = start + Duration::from_secs(7);
+    let (status, text) = plane.get_at("/livez?verbose", later);
+    assert_eq!(status, 200, "one of many: {text}");
+    assert!(text.contains("[+]data-2 degraded: no beat for 7000 ms"), "{text}");
+    let (_, text) = plane.get_at("/health", later);
+    assert!(text.contains("data-2 is blocked on its work for 7 s"), "{text}");
+    assert_eq!(plane.get("/health/").0, 404);
 }

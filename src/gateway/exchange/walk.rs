@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use crate::base::clock;
 use crate::base::error::{Error, Kind};
 use crate::base::permits::{Permit, Permits};
+use crate::config::settings::UpstreamKind;
 use crate::gateway::asked::AskedCall;
 use crate::gateway::attempt::{Attempt, End, Place};
 use crate::gateway::cached::{Next, Origin};
@@ -45,6 +46,12 @@ impl Exchange {
         }
         let mut client = turn.client();
         client.end_by(self.deadline);
+        if let (Some(drill), Some((link, target))) = (&self.drill, self.chain.get(self.at))
+            && place != Place::Pump
+            && link.settings.kind == UpstreamKind::Echo
+        {
+            drill.look(&target.model);
+        }
         loop {
             let end = match pending.take() {
                 Some(Pending::End(end)) => end,

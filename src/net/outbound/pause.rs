@@ -9,6 +9,7 @@ use super::control::Control;
 use super::wait::{self, Watch};
 use crate::base::clock;
 use crate::base::error::Result;
+use crate::base::heartbeat::{self, Doing};
 
 /// How often a pause looks whether it was cancelled: there is no socket to wake it by.
 const CANCEL_LOOK: Duration = Duration::from_millis(50);
@@ -29,6 +30,7 @@ fn looking(
     leaving: PollFlags,
 ) -> Result<u32> {
     crate::base::lock::assert_none_held();
+    let _waiting = heartbeat::waiting(Doing::Pause, until.min(watch.deadline));
     let mut looks = 0;
     let mut client = watch.client;
     loop {

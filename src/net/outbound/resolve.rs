@@ -13,6 +13,7 @@ use super::wait::{self, Stop, Watch};
 use crate::base::bounded;
 use crate::base::clock;
 use crate::base::error::{Error, Kind, Phase};
+use crate::base::heartbeat::{self, Doing};
 use crate::base::lock::{Locked, Rank};
 use crate::base::metrics::{Counter, Limit, Registry, Unit};
 use crate::base::thread::{self, Thread};
@@ -179,6 +180,7 @@ impl Resolver {
             Plan::Wait(receiver) => receiver,
         };
         let watch = Watch { phase: Phase::Resolve, ..*watch };
+        let _waiting = heartbeat::waiting(Doing::Name, watch.deadline);
         loop {
             let left = watch.deadline.saturating_duration_since(clock::now());
             match receiver.recv_timeout(left.min(CLIENT_LOOK)) {

@@ -9,6 +9,7 @@ use rustix::io::Errno;
 use super::control::Control;
 use crate::base::clock;
 use crate::base::error::{Error, Kind, Phase};
+use crate::base::heartbeat::{self, Doing};
 use crate::base::lock;
 
 /// What ends a wait before its socket is ready.
@@ -70,6 +71,7 @@ pub(super) fn ready(
         Interest::Write => PollFlags::OUT,
         Interest::Both => PollFlags::IN | PollFlags::OUT,
     };
+    let _waiting = heartbeat::waiting(Doing::Call(watch.phase), watch.deadline);
     let socket = PollFd::from_borrowed_fd(socket.as_fd(), wanted);
     let mut client = watch.client;
     loop {

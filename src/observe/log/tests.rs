@@ -27,7 +27,7 @@ fn config(dir: &Path) -> Log {
 
 fn open(config: &Log) -> (LogHandle, Registry) {
     let registry = Registry::default();
-    let handle = start_detached(config, &registry).unwrap();
+    let handle = start_detached(config, &registry, &Arc::default()).unwrap();
     (handle, registry)
 }
 
@@ -374,7 +374,8 @@ fn start_without_stderr(config: &Log, registry: &Registry) -> LogHandle {
     let full = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
     let stderr = stderr::Stderr::from_file(full);
     let writer = writer::Writer::with_stderr(Arc::clone(&queue), ends, config, stderr);
-    let thread = thread::spawn("log", move || writer.run()).unwrap();
+    let beat = Arc::<Heartbeats>::default().register_one_of_many("log", WRITE_MAX);
+    let thread = thread::spawn("log", move || writer.run(&beat)).unwrap();
     LogHandle { queue, thread: Some(thread), global: false }
 }
 

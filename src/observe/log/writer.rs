@@ -8,11 +8,13 @@ use crossbeam_channel::select;
 use log::kv::Value;
 use log::{Level, Record};
 
+use super::WRITE_MAX;
 use super::files::{Files, Place, quiet_flexi_logger};
 use super::format;
 use super::queue::{Ends, Line, Orders, Queue, Reconfigure};
 use super::stderr::Stderr;
 use crate::base::clock;
+use crate::base::heartbeat::{Beat, Doing};
 use crate::config::settings::Log;
 
 /// How long the writer gathers lines before it writes them. Waking a thread and a write cost some
@@ -62,8 +64,9 @@ impl Writer {
     }
 
     /// Writes until it is told to stop.
-    pub(super) fn run(mut self) {
+    pub(super) fn run(mut self, beat: &Beat) {
         loop {
+            beat.rest();
             let mut first = None;
             // One arm must be there for each channel; neither closes while `queue` lives.
             select! {
@@ -75,6 +78,8 @@ impl Writer {
                 // Waiting on the other channel only: senders find no sleeper to wake.
                 let _ = self.ends.wake.recv_timeout(GATHER_DELAY);
             }
+            beat.tick();
+            beat.waits(Doing::Disk, clock::now() + WRITE_MAX);
             let orders = self.queue.take_orders();
             self.drain();
             if self.obey(orders) {

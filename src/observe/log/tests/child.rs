@@ -63,8 +63,8 @@ fn in_the_child() {
     let Ok(mode) = std::env::var(MODE) else { return };
     let registry = Registry::default();
     let config = Log { dir: None, pending_max: 10_000, ..config(Path::new("")) };
-    let handle = start(&config, &registry).unwrap();
-    assert!(matches!(start(&config, &registry), Err(StartError::Running)));
+    let handle = start(&config, &registry, &Arc::default()).unwrap();
+    assert!(matches!(start(&config, &registry, &Arc::default()), Err(StartError::Running)));
     match &*mode {
         "lines" => {
             for n in 0..LINES {
