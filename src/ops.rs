@@ -1,12 +1,14 @@
 //! The ops plane: health, readiness, metrics and limits, on a listener of its own. Thin handlers over what
 //! the parts below keep up to date; nothing here calls out or waits.
 
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Instant;
 
 use crate::base::clock;
 use crate::base::error::{Error, Kind};
 use crate::base::id::RequestId;
+use crate::config::settings::Ops;
 use crate::gateway::usage::Question;
 use crate::log_limited;
 use crate::net::http::{Head, Method, Request, Response};
@@ -16,14 +18,19 @@ use crate::net::turn::Turn;
 use crate::observe::prometheus;
 
 mod breakers;
+mod browser;
 mod cache;
 pub mod control;
+mod dashboard;
 pub mod health;
 mod history;
 mod limits;
+pub mod live;
 mod parts;
 mod probes;
 
+use dashboard::Pages;
+use live::Live;
 pub use parts::Parts;
 
 /// Largest body taken, in bytes. No route wants one; this much is read so that a probe that sends
@@ -38,17 +45,22 @@ pub struct OpsHandler {
     parts: Parts,
     /// Only callers on this machine can reach the listener.
     loopback: bool,
+    /// Behind the control socket there are no live pages.
+    live: Option<Arc<Live>>,
+    pages: Pages,
 }
 
 impl OpsHandler {
-    /// Handlers over these, for a listener on this address.
-    pub fn new(parts: Parts, listen: SocketAddr) -> Self {
-        OpsHandler { parts, loopback: listen.ip().is_loopback() }
+    /// Handlers over these.
+    pub fn new(parts: Parts, ops: &Ops) -> Self {
+        let live = Some(Live::new(parts.clone(), ops.live_max));
+        let loopback = ops.listen.ip().is_loopback();
+        OpsHandler { parts, loopback, live, pages: Pages::default() }
     }
 
     /// The same handlers for the control socket, which no browser reaches.
     pub(crate) fn behind_the_socket(parts: Parts) -> Self {
-        OpsHandler { parts, loopback: true }
+        OpsHandler { parts, loopback: true, live: None, pages: Pages::default() }
     }
 
     /// Answers one request. For `HEAD` the answer is that to `GET`; the engine leaves its body out.
@@ -80,6 +92,9 @@ impl OpsHandler {
                 &|| Some(history::answer(&self.parts.history, query, clock::unix().as_secs()))
             }
             "usage" if part.is_none() => &|| self.usage(query),
+            "live" if part.is_none() => &|| Some(Live::head()),
+            "live.json" if part.is_none() => &|| self.live.as_ref().map(|live| live.once()),
+            "" | "dashboard" if path.starts_with('/') => &|| self.pages.answer(head),
             _ => return not_found(path),
         };
         if !matches!(head.method, Method::Get | Method::Head) {
@@ -110,16 +125,16 @@ impl OpsHandler {
         Response::new(200, prometheus::CONTENT_TYPE, page).with("cache-control", "no-store")
     }
 
-    /// Refuses what a browser page sends. A page on another site can make its reader's browser ask
-    /// a loopback address, under a name of its own that it pointed there; an address or `localhost`
+    /// Refuses what pages of other sites send. Such a page can make its reader's browser ask a
+    /// loopback address, under a name of its own that it pointed there; an address or `localhost`
     /// cannot be such a name. Where others may reach the listener anyway, any name is taken.
     fn check_browser(&self, head: &Head) -> Result<(), Error> {
-        if head.headers.get("origin").is_some() {
-            let text = "the ops plane takes no requests of web pages";
+        let host = head.headers.get_str("host").unwrap_or_default();
+        if !browser::from_ourselves(head, host) {
+            let text = "the ops plane takes no requests of other web pages";
             return Err(Error::new(Kind::OriginNotAllowed, text));
         }
-        let host = head.headers.get_str("host").unwrap_or_default();
-        if self.loopback && !host.is_empty() && !names_no_site(host) {
+        if self.loopback && !host.is_empty() && !browser::names_no_site(host) {
             let text = "this Host is not allowed here; use the address or localhost";
             return Err(Error::new(Kind::HostNotAllowed, text));
         }
@@ -127,19 +142,10 @@ impl OpsHandler {
     }
 }
 
-/// Whether a host is an address or `localhost`, with or without a port.
-fn names_no_site(host: &str) -> bool {
-    if let Some(rest) = host.strip_prefix('[') {
-        let address = rest.split_once(']').map(|(address, _)| address);
-        return address.is_some_and(|address| address.parse::<Ipv6Addr>().is_ok());
-    }
-    let name = host.split_once(':').map_or(host, |(name, _)| name);
-    name.eq_ignore_ascii_case("localhost") || name.parse::<IpAddr>().is_ok()
-}
-
 fn not_found(path: &str) -> Response {
     let text = format!(
-        "no {path} here; ask for /livez, /readyz, /health, /metrics, /limits, /breakers, /cache, /history or /usage"
+        "no {path} here; ask for /, /livez, /readyz, /health, /metrics, /limits, /breakers, /cache, \
+         /history, /usage or /live"
     );
     problem(&Error::new(Kind::NotFound, text))
 }
@@ -174,8 +180,22 @@ impl Service for OpsHandler {
         }
     }
 
-    fn start(&self, request: Request, _turn: &mut Turn<'_>) -> Step {
-        Step::Respond(self.handle(&request))
+    fn start(&self, request: Request, turn: &mut Turn<'_>) -> Step {
+        let head = &request.head;
+        let Some(live) = self.live.as_ref().filter(|_| head.path() == "/live") else {
+            return Step::Respond(self.handle(&request));
+        };
+        if head.method != Method::Get {
+            return Step::Respond(self.handle(&request));
+        }
+        match live.follow(turn) {
+            Ok(step) => step,
+            // It left before it had anything.
+            Err(error) if error.row().status == 499 => Step::Streamed { keep_alive: false },
+            Err(error) => {
+                Step::Respond(self.refuse(&error, Some(head), &request.peer, &request.id))
+            }
+        }
     }
 
     fn broken(&self, error: &Error, _route: u16) -> Response {

@@ -32,6 +32,8 @@ mod client_gone;
 mod config;
 // The control socket: who may use it, and every command on it.
 mod control;
+// The page of the ops plane, and its live document.
+mod dashboard;
 // Both dialects on both sides, the catalog, bad requests.
 mod dialects;
 // Every fault of an upstream, in every combination.

@@ -142,6 +142,8 @@ pub enum Kind {
     ConnectionsFull,
     /// `server.bodies_total_max`.
     BodiesFull,
+    /// `ops.live_max`.
+    LiveFull,
     /// `server.waiting_max`, or `upstream.waiting_max`.
     WaitingFull,
     /// `server.waiting_timeout`.
@@ -250,6 +252,7 @@ impl Kind {
             Kind::Overloaded => ("overloaded", 503, Overload, Warn, true),
             Kind::ConnectionsFull => ("connections_full", 503, Overload, Warn, true),
             Kind::BodiesFull => ("bodies_full", 503, Overload, Warn, true),
+            Kind::LiveFull => ("live_full", 503, Overload, Info, true),
             Kind::WaitingFull => ("waiting_full", 503, Overload, Warn, true),
             Kind::WaitingTimeout => ("waiting_timeout", 503, Overload, Warn, true),
             Kind::Draining => ("draining", 503, Overload, Info, true),

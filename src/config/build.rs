@@ -69,7 +69,10 @@ pub(super) fn build(raw: &Raw, site: &Site<'_>, report: &mut Report) -> Config {
     let models = models(raw, &upstreams, &prices, report);
     Config {
         path: site.path.map(Path::to_owned),
-        ops: Ops { listen: address(&raw.ops.listen, 18790, "ops.listen", report) },
+        ops: Ops {
+            listen: address(&raw.ops.listen, 18790, "ops.listen", report),
+            live_max: raw.ops.live_max,
+        },
         overload: Overload {
             enabled: raw.overload.enabled,
             memory_max: raw.overload.memory_max.map(|size| size.0),

@@ -88,6 +88,7 @@ pub struct Server {
 #[expect(missing_docs, reason = "each is documented where people write it: config/raw.rs")]
 pub struct Ops {
     pub listen: SocketAddr,
+    pub live_max: usize,
 }
 
 /// `[overload]`.

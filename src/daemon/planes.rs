@@ -64,7 +64,8 @@ pub fn ops_fixed(ops: &Ops) -> Fixed {
         listen: ops.listen,
         workers: OPS_WORKERS,
         queue_max: OPS_QUEUE_MAX,
-        pumps: 0,
+        // For live pages.
+        pumps: 1,
     }
 }
 

@@ -8,6 +8,7 @@ use crate::config::settings::OWN_LIMIT;
 use crate::config::{self, Config, Fault, Loaded};
 use crate::gateway::state::State;
 use crate::observe::log::ReconfigureError;
+use crate::ops::live;
 
 use super::running::{Running, tell_descriptors};
 
@@ -98,6 +99,7 @@ impl Running {
         // Nothing below can fail.
         tell_descriptors(&config, self.descriptors);
         self.data.reconfigure(self.data_settings(&config));
+        live::bound(&self.registry, config.ops.live_max);
         state.adopt(&self.links);
         self.gateway.reconfigure(state);
         self.catalog.reconfigure(&config);

@@ -196,7 +196,7 @@ impl Running {
             answers: Some(answers.clone()),
         };
         let control = super::control::start(&config, &shown, &heartbeats);
-        let handler = OpsHandler::new(shown, config.ops.listen);
+        let handler = OpsHandler::new(shown, &config.ops);
         let fixed = planes::ops_fixed(&config.ops);
         let ops = Engine::start(&fixed, planes::ops(), Arc::new(handler), &registry, &heartbeats)
             .map_err(|error| Refusal::Listen {

@@ -200,6 +200,12 @@ impl ClientConn {
         }
     }
 
+    /// Bounds what the kernel keeps of what was written and not taken, in bytes.
+    pub fn keep_unsent(&self, bytes: usize) {
+        // Without it there is a larger bound, the system's.
+        let _ = socket2::SockRef::from(&self.stream).set_send_buffer_size(bytes);
+    }
+
     /// Waits until the socket takes more, at most `wait`. `Ok(false)`: it did not.
     ///
     /// # Errors

@@ -130,6 +130,12 @@ impl ClientStream<'_> {
         self.bytes
     }
 
+    /// Bounds what the kernel keeps for a client that does not read, in bytes. For answers whose older
+    /// parts are worth nothing once there are newer ones. The connection ends with such an answer.
+    pub fn keep_unsent(&mut self, bytes: usize) {
+        self.conn.keep_unsent(bytes);
+    }
+
     /// Decides the status and the header fields. They leave with the first bytes of the body.
     pub fn start(&mut self, status: u16, fields: &[(&str, &str)]) {
         if self.framing.is_some() {

@@ -10,9 +10,13 @@ use crate::upstream::breakers::View;
 
 /// The answer: `{"breakers": […]}`, by upstream and model; without a model: that of the address.
 pub(super) fn answer(views: &[View]) -> Response {
-    let breakers: Vec<Value> = views.iter().map(row).collect();
-    let document = json!({ "breakers": breakers });
+    let document = json!({ "breakers": rows(views) });
     Response::new(200, "application/json", document.to_string()).with("cache-control", "no-store")
+}
+
+/// Its rows.
+pub(super) fn rows(views: &[View]) -> Vec<Value> {
+    views.iter().map(row).collect()
 }
 
 fn row(view: &View) -> Value {

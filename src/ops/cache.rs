@@ -2,7 +2,6 @@
 
 use serde_json::{Value, json};
 
-use crate::cache::NAMESPACES;
 use crate::config::settings::Namespace;
 use crate::gateway::cached::Answers;
 use crate::net::http::Response;
@@ -11,10 +10,14 @@ use crate::net::http::Response;
 /// questions are asked by the gateway itself and kept per upstream; its figures are metrics
 /// (`tidegate_catalog_…`) and limits (`catalog.…`).
 pub(super) fn answer(answers: Option<&Answers>) -> Response {
-    let rows = answers.map(|answers| Namespace::ALL.map(|namespace| row(answers, namespace)));
-    let document =
-        json!({ "namespaces": rows.as_ref().map_or(&[][..], <[Value; NAMESPACES]>::as_slice) });
+    let document = json!({ "namespaces": rows(answers) });
     Response::json(200, document.to_string()).with("cache-control", "no-store")
+}
+
+/// Its rows; none without a cache.
+pub(super) fn rows(answers: Option<&Answers>) -> Vec<Value> {
+    let rows = answers.map(|answers| Namespace::ALL.map(|namespace| row(answers, namespace)));
+    rows.map(Vec::from).unwrap_or_default()
 }
 
 fn row(answers: &Answers, namespace: Namespace) -> Value {

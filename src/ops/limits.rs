@@ -8,12 +8,15 @@ use crate::net::http::Response;
 
 /// The answer: `{"limits": […]}`, by name and then by owner.
 pub(super) fn answer(registry: &Registry) -> Response {
+    let document = json!({ "limits": rows(registry, &settings()) });
+    Response::new(200, "application/json", document.to_string()).with("cache-control", "no-store")
+}
+
+/// The rows, when the keys of all settings are these.
+pub(super) fn rows(registry: &Registry, settings: &[String]) -> Vec<Value> {
     let mut limits = registry.limits();
     limits.sort_by(|a, b| (a.name, &a.owner).cmp(&(b.name, &b.owner)));
-    let settings = settings();
-    let limits: Vec<Value> = limits.iter().map(|named| row(named, &settings)).collect();
-    let document = json!({ "limits": limits });
-    Response::new(200, "application/json", document.to_string()).with("cache-control", "no-store")
+    limits.iter().map(|named| row(named, settings)).collect()
 }
 
 fn row(named: &NamedLimit, settings: &[String]) -> Value {
@@ -34,7 +37,7 @@ fn row(named: &NamedLimit, settings: &[String]) -> Value {
 }
 
 /// The keys of all settings, as `table.key`.
-fn settings() -> Vec<String> {
+pub(super) fn settings() -> Vec<String> {
     let Shape::Table(tables) = schema::tree() else { return Vec::new() };
     let keys = |table: &schema::Setting| -> Vec<String> {
         let inner = match &table.shape {

@@ -22,7 +22,8 @@ fn plane_on(listen: &str) -> Plane {
     let parts = Parts::bare();
     let (board, heartbeats) = (Arc::clone(&parts.board), Arc::clone(&parts.heartbeats));
     let registry = Arc::clone(&parts.registry);
-    Plane { ops: OpsHandler::new(parts, listen.parse().unwrap()), board, heartbeats, registry }
+    let ops = Ops { listen: listen.parse().unwrap(), live_max: 2 };
+    Plane { ops: OpsHandler::new(parts, &ops), board, heartbeats, registry }
 }
 
 fn plane() -> Plane {
@@ -182,7 +183,19 @@ fn limits_are_listed_by_name_with_their_unit_and_consequence() {
 #[test]
 fn other_paths_and_methods_are_refused_with_what_to_do() {
     let plane = plane();
-    for target in ["/", "/nothing", "/metrics/x", "/livezz", "/livez/none", "/READYZ", "*", ""] {
+    for target in [
+        "/nothing",
+        "/dashboard/nothing",
+        "/dashboard/app.js/x",
+        "/live/x",
+        "//",
+        "/metrics/x",
+        "/livezz",
+        "/livez/none",
+        "/READYZ",
+        "*",
+        "",
+    ] {
         let response = plane.ask("GET", target);
         assert_eq!(response.status, 404, "{target}");
         assert_eq!(field(&response, "content-type"), Some("application/problem+json"));
@@ -218,6 +231,28 @@ fn a_web_page_cannot_ask() {
     }
     let page = [("host", "localhost"), ("origin", "http://localhost:3000")];
     assert_eq!(admitted(&plane, &page), Err(403));
+    // Our own page may ask, as far as its browser says that it is ours.
+    let own = "127.0.0.1:18790";
+    for origin in ["http://127.0.0.1:18790", "https://127.0.0.1:18790"] {
+        let fields = [("host", own), ("origin", origin), ("sec-fetch-site", "same-origin")];
+        assert_eq!(admitted(&plane, &fields), Ok(BODY_BYTES_MAX), "{origin}");
+    }
+    for origin in ["null", "", "http://", "http://127.0.0.1", "ftp://127.0.0.1:18790"] {
+        assert_eq!(admitted(&plane, &[("host", own), ("origin", origin)]), Err(403), "{origin}");
+    }
+    assert_eq!(admitted(&plane, &[("origin", "http://")]), Err(403));
+    let fetched = |site: &str, mode: &str, dest: &str| {
+        let fields = [("sec-fetch-site", site), ("sec-fetch-mode", mode), ("sec-fetch-dest", dest)];
+        admitted(&plane, &[&[("host", own)], &fields[..]].concat())
+    };
+    for site in ["same-origin", "none"] {
+        assert_eq!(fetched(site, "cors", "empty"), Ok(BODY_BYTES_MAX), "{site}");
+    }
+    for site in ["cross-site", "same-site"] {
+        assert_eq!(fetched(site, "no-cors", "image"), Err(403), "{site}: an image");
+        assert_eq!(fetched(site, "navigate", "iframe"), Err(403), "{site}: a frame");
+        assert_eq!(fetched(site, "navigate", "document"), Ok(BODY_BYTES_MAX), "{site}: a link");
+    }
     let mut text = Vec::new();
     prometheus::render(&plane.registry, &mut text);
     let text = String::from_utf8(text).unwrap();

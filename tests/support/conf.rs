@@ -29,6 +29,12 @@ impl Conf {
         self
     }
 
+    /// Lines of `[ops]`.
+    pub fn ops(mut self, lines: &str) -> Self {
+        writeln!(self.ops, "{lines}").unwrap();
+        self
+    }
+
     /// Lines of `[log]`.
     pub fn log(mut self, lines: &str) -> Self {
         writeln!(self.log, "{lines}").unwrap();

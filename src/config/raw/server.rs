@@ -209,11 +209,17 @@ pub struct RawOps {
     /// Address and port of the ops plane.
     #[schemars(extend("x-reload" = "restart"))]
     pub listen: String,
+    /// Dashboards that are open at once and told of everything each second. Each holds a connection of
+    /// the 64 that the ops plane has, and no thread.
+    #[schemars(range(min = 0, max = 32), extend(
+        "x-at-limit" = "503 `live_full`; the page asks every few seconds instead",
+    ))]
+    pub live_max: usize,
 }
 
 impl Default for RawOps {
     fn default() -> Self {
-        RawOps { listen: "127.0.0.1:18790".to_owned() }
+        RawOps { listen: "127.0.0.1:18790".to_owned(), live_max: 16 }
     }
 }
 

@@ -1,0 +1,180 @@
+// The lists below the charts: upstreams, limits, cache, health, alerts, events.
+
+import { attribute, badge, byId, el, list, setBadge, text } from "./dom.js";
+import { limit, sum } from "./figures.js";
+import * as format from "./format.js";
+
+const LIMITS_SHOWN = 12;
+const EVENTS_SHOWN = 8;
+
+/** A bar: how much of `max` is held, with a tick at the most so far. */
+function bar() {
+  return el("div", { class: "bar", role: "meter", "aria-valuemin": 0 }, el("i", { class: "fill" }), el("i", { class: "tick" }));
+}
+
+function setBar(node, name, { now, high, max, show, calm }) {
+  const share = (value) => (max > 0 ? Math.min(1, value / max) : 0);
+  const held = now ?? high;
+  node.firstElementChild.style.width = `${(share(held) * 100).toFixed(2)}%`;
+  node.lastElementChild.style.left = `${(share(high) * 100).toFixed(2)}%`;
+  attribute(node, "data-kind", calm ? "good" : share(held) >= 0.9 ? "bad" : share(held) >= 0.7 ? "warn" : "good");
+  attribute(node, "aria-label", name);
+  attribute(node, "aria-valuemax", max);
+  attribute(node, "aria-valuenow", held);
+  attribute(node, "aria-valuetext", `${show(held)} of ${show(max)}, at most ${show(high)} so far`);
+}
+
+/** A button that shows all rows of a list, or the first of them again. */
+export class More {
+  constructor(id, redraw) {
+    this.button = byId(id);
+    this.all = false;
+    this.button.addEventListener("click", () => {
+      this.all = !this.all;
+      redraw();
+    });
+  }
+
+  cut(items, shown, what) {
+    attribute(this.button, "hidden", items.length > shown ? null : "");
+    attribute(this.button, "aria-expanded", String(this.all));
+    text(this.button, this.all ? `The first ${shown} only` : `All ${items.length} ${what}`);
+    return this.all ? items : items.slice(0, shown);
+  }
+}
+
+const STATES = { closed: ["good", "closed"], half_open: ["warn", "half open"], open: ["bad", "open"] };
+
+/** What a breaker does, as a kind and a word. */
+function breakerState(row) {
+  if (row.forced) return ["warn", `forced ${row.forced}`];
+  if (row.cooling_down_seconds) return ["warn", `asked for ${format.span(row.cooling_down_seconds)}`];
+  const [kind, word] = STATES[row.state] ?? ["idle", row.state];
+  return [kind, row.state === "open" && row.next_try_seconds ? `${word}, next try in ${format.span(row.next_try_seconds)}` : word];
+}
+
+/** One row for each upstream, and one below it for each model with a breaker of its own. */
+function upstreamRows(document) {
+  const names = new Set(document.limits.filter((row) => row.limit === "upstream.concurrency_max").map((row) => row.owner));
+  document.breakers.forEach((row) => names.add(row.upstream));
+  const rows = [];
+  for (const name of [...names].sort()) {
+    const own = document.breakers.filter((row) => row.upstream === name);
+    const address = own.find((row) => row.model === null || row.model === "");
+    const attempts = (outcome) => sum(document, "tidegate_upstream_attempts_total", { upstream: name, outcome });
+    const skipped = /^(skipped|busy|unsuitable)/;
+    rows.push({
+      key: name, name, model: false, state: address ? breakerState(address) : STATES.closed,
+      running: limit(document, "upstream.concurrency_max", name), waiting: limit(document, "upstream.waiting_max", name),
+      answered: attempts("ok"), failed: attempts(/^(?!ok$)/) - attempts(skipped), failure: address?.last_failure,
+    });
+    for (const row of own.filter((each) => each !== address)) {
+      rows.push({
+        key: `${name}/${row.model}`, name: row.model, model: true, state: breakerState(row),
+        answered: row.calls - row.failed, failed: row.failed, failure: row.last_failure,
+      });
+    }
+  }
+  return rows;
+}
+
+export function upstreams(document) {
+  const table = byId("upstreams");
+  const rows = upstreamRows(document);
+  attribute(table, "hidden", rows.length === 0 ? "" : null);
+  attribute(table.nextElementSibling, "hidden", rows.length === 0 ? null : "");
+  list(table.tBodies[0], rows, (row) => row.key, () => el("tr", {},
+    el("th", { scope: "row" }), el("td", {}, badge()), el("td", {}, el("div", { class: "held" }, bar(), el("span", { class: "amount" }))),
+    el("td", { class: "wide number" }), el("td", { class: "wide number" }), el("td", { class: "wide failure" })),
+  (node, row) => {
+    const [name, state, held, answered, failed, failure] = node.children;
+    attribute(node, "class", row.model ? "model" : null);
+    text(name, row.name);
+    setBadge(state.firstElementChild, ...row.state);
+    attribute(held.firstElementChild, "hidden", row.running ? null : "");
+    if (row.running) {
+      const { now, high_water: high, max } = row.running;
+      setBar(held.firstElementChild.firstElementChild, `Exchanges of ${row.name}`, { now, high, max, show: format.count });
+      const waiting = row.waiting?.now ? `, ${format.count(row.waiting.now)} wait` : "";
+      text(held.firstElementChild.lastElementChild, `${format.count(now)} of ${format.count(max)}${waiting}`);
+    }
+    text(answered, format.whole(row.answered));
+    text(failed, format.whole(row.failed));
+    text(failure, row.failure ? `${row.failure.code}, ${format.span(row.failure.seconds_ago)} ago` : "–");
+    attribute(failure, "title", row.failure?.message ?? null);
+  });
+}
+
+/** Whether a limit is of a history, whose oldest entry makes room: full is how it should be. */
+const forgets = (row) => /^(the )?oldest/.test(row.consequence);
+
+/** How close a limit came to its bound. */
+const closeness = (row) => (row.max > 0 && !forgets(row) ? Math.max(row.now ?? 0, row.high_water) / row.max : 0);
+
+export function limits(document, more) {
+  const rows = document.limits.filter((row) => row.max > 0)
+    .sort((a, b) => closeness(b) - closeness(a) || (a.limit + a.owner < b.limit + b.owner ? -1 : 1));
+  list(byId("limits"), more.cut(rows, LIMITS_SHOWN, "limits"), (row) => `${row.limit} ${row.owner}`, () => el("li", {},
+    el("span", { class: "limit-name" }, el("b"), " ", el("span", { class: "owner" })), bar(),
+    el("span", { class: "amount" }), el("span", { class: "consequence" })),
+  (node, row) => {
+    const [name, meter, amount, consequence] = node.children;
+    const show = row.unit === "bytes" ? format.bytes : format.count;
+    text(name.firstElementChild, row.limit);
+    text(name.lastElementChild, row.owner);
+    attribute(node, "data-limit", `${row.limit} ${row.owner}`);
+    setBar(meter, `${row.limit} ${row.owner}`.trim(), { now: row.now, high: row.high_water, max: row.max, show, calm: forgets(row) });
+    text(amount, row.each ? `largest ${show(row.high_water)} of ${show(row.max)}` : `${show(row.now)} of ${show(row.max)}`);
+    const hit = row.refused > 0 ? `hit ${format.count(row.refused)} times; ` : "";
+    text(consequence, `${hit}at the limit: ${row.consequence}`);
+    attribute(consequence, "data-kind", row.refused > 0 ? "warn" : null);
+  });
+}
+
+export function cache(document) {
+  attribute(byId("cache").closest("section"), "hidden", document.cache.length === 0 ? "" : null);
+  list(byId("cache").tBodies[0], document.cache, (row) => row.namespace, () => el("tr", {},
+    el("th", { scope: "row" }), ...Array.from({ length: 4 }, () => el("td", { class: "number" }))),
+  (node, row) => {
+    const [name, served, asked, entries, size] = node.children;
+    const hits = row.hits + row.stale + row.coalesced;
+    const all = hits + row.misses;
+    text(name, row.namespace);
+    text(served, all > 0 ? format.percent(hits / all) : "–");
+    text(asked, format.count(all));
+    text(entries, format.count(row.entries));
+    text(size, format.bytes(row.bytes));
+  });
+}
+
+const CHECKS = { ok: "good", degraded: "warn", pending: "idle", failed: "bad" };
+
+export function health(document) {
+  const line = () => el("li", {}, badge(), el("span", { class: "what" }), el("span", { class: "why" }));
+  list(byId("checks"), document.checks, (row) => row.check, line, (node, row) => {
+    setBadge(node.children[0], CHECKS[row.state] ?? "idle", row.state);
+    text(node.children[1], row.check);
+    text(node.children[2], row.reason ?? "");
+  });
+  const late = document.threads.filter((row) => row.late)
+    .map((row) => ({ key: row.thread, kind: "bad", word: "silent", what: row.thread, why: `no beat for ${format.span(row.silent_seconds)}, at most ${format.span(row.silent_max_seconds)}` }));
+  const fine = document.threads.length - late.length;
+  const threads = [...late, { key: "", kind: "good", word: "ok", what: "threads", why: `${fine} of ${document.threads.length} watched threads beat` }];
+  list(byId("threads"), threads, (row) => row.key, line, (node, row) => {
+    setBadge(node.children[0], row.kind, row.word);
+    text(node.children[1], row.what);
+    text(node.children[2], row.why);
+  });
+}
+
+const LEVELS = { error: "bad", warn: "warn", info: "info", debug: "idle", trace: "idle" };
+
+export function events(document, more) {
+  const rows = more.cut(document.events, EVENTS_SHOWN, "events");
+  attribute(byId("events-more").nextElementSibling, "hidden", document.events.length === 0 ? null : "");
+  list(byId("events"), rows, (row) => `${row.at} ${row.number}`, (row) => {
+    const at = new Date(row.at).getTime() / 1000;
+    return el("li", {}, badge([LEVELS[row.level] ?? "idle", row.level]), el("time", { datetime: row.at }, format.full(at)),
+      el("span", { class: "what" }, row.kind.replaceAll("_", " ")), el("span", { class: "why" }, [row.subject, row.detail].filter(Boolean).join(": ")));
+  }, () => {});
+}
