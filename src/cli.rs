@@ -14,6 +14,7 @@ mod limits;
 mod order;
 mod output;
 mod run;
+mod snapshot;
 mod usage;
 
 use std::process::ExitCode;
@@ -40,6 +41,7 @@ enum Command {
     Breaker(breaker::Breaker),
     Cache(cache::Cache),
     Usage(usage::Usage),
+    Snapshot(snapshot::Snapshot),
     Reload(order::Reload),
     Reopen(order::Reopen),
     Stop(order::Stop),
@@ -64,6 +66,7 @@ fn execute(args: impl IntoIterator<Item = std::ffi::OsString>) -> Exit {
             Command::Breaker(command) => command.execute(),
             Command::Cache(command) => command.execute(),
             Command::Usage(command) => command.execute(),
+            Command::Snapshot(command) => command.execute(),
             Command::Reload(command) => command.execute(),
             Command::Reopen(command) => command.execute(),
             Command::Stop(command) => command.execute(),

@@ -28,6 +28,8 @@ mod limits;
 pub mod live;
 mod parts;
 mod probes;
+pub mod shown;
+pub mod snapshot;
 
 use dashboard::Pages;
 use live::Live;
@@ -95,6 +97,7 @@ impl OpsHandler {
             "live" if part.is_none() => &|| Some(Live::head()),
             "live.json" if part.is_none() => &|| self.live.as_ref().map(|live| live.once()),
             "" | "dashboard" if path.starts_with('/') => &|| self.pages.answer(head),
+            "snapshot" if part.is_none() => &|| Some(snapshot::answer(self, now)),
             _ => return not_found(path),
         };
         if !matches!(head.method, Method::Get | Method::Head) {

@@ -68,6 +68,8 @@ mod registry;
 mod reload;
 // Drain, second signal, log files.
 mod signals;
+// Everything for an incident in one document, and no secret.
+mod snapshot;
 // Start, exit codes, ports.
 mod startup;
 // Mixed traffic with faults, cancels and reloads, after which nothing has grown.

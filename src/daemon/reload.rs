@@ -9,6 +9,7 @@ use crate::config::{self, Config, Fault, Loaded};
 use crate::gateway::state::State;
 use crate::observe::log::ReconfigureError;
 use crate::ops::live;
+use crate::ops::shown::Configured;
 
 use super::running::{Running, tell_descriptors};
 
@@ -78,8 +79,9 @@ impl Running {
     }
 
     fn try_reload(&mut self) -> Result<Vec<Fault>, Refused> {
-        let Loaded { config, warnings, .. } =
-            config::load(self.config_path.clone()).map_err(Refused::Faults)?;
+        let loaded = config::load(self.config_path.clone()).map_err(Refused::Faults)?;
+        let configured = Configured::of(&loaded);
+        let Loaded { config, warnings, .. } = loaded;
         let restart = config::reload::compare(&self.config, &config);
         if !restart.is_empty() {
             return Err(Refused::Restart(restart));
@@ -108,6 +110,7 @@ impl Running {
         self.recorder.reconfigure(&config.history);
         export(&self.registry, &[&config]);
         self.config = config;
+        self.configured.set(configured);
         Ok(warnings)
     }
 

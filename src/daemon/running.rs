@@ -33,6 +33,7 @@ use crate::net::outbound::Resolver;
 use crate::observe::log::{self as logs, LogHandle};
 use crate::observe::process;
 use crate::observe::resources::Resources;
+use crate::ops::shown::{Configured, Shown};
 use crate::ops::{self, OpsHandler};
 use crate::store::{self, Store};
 use crate::upstream::calls::Calls;
@@ -71,6 +72,8 @@ pub struct Running {
     pub(super) store: Arc<Store>,
     pub(super) log: LogHandle,
     pub(super) descriptors: u64,
+    /// What snapshots tell of the configuration.
+    pub(super) configured: Arc<Shown>,
     /// Orders to the main loop, and where they are put.
     pub(super) orders: Receiver<Asked>,
     pub(super) desk: Desk,
@@ -133,6 +136,7 @@ impl Running {
             let path = loaded.config.path.as_deref();
             log::warn!(warning = warning.at(path); "config_warning");
         }
+        let configured = Shown::new(&registry, Configured::of(&loaded));
         let config = Arc::new(loaded.config);
         let descriptors = descriptors::raise();
         tell_descriptors(&config, descriptors);
@@ -189,6 +193,7 @@ impl Running {
             registry: Arc::clone(&registry),
             events: Arc::clone(&events),
             desk: desk.clone(),
+            shown: Arc::clone(&configured),
             history: recorder.history(),
             store: Arc::clone(&store),
             links: Some(Arc::clone(&links)),
@@ -271,6 +276,7 @@ impl Running {
             store,
             log,
             descriptors,
+            configured,
             orders,
             desk,
             beat,

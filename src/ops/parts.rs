@@ -13,6 +13,8 @@ use crate::observe::history::History;
 use crate::store::Store;
 use crate::upstream::link::Links;
 
+use super::shown::Shown;
+
 /// Handles on the parts of the daemon. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Parts {
@@ -30,6 +32,8 @@ pub struct Parts {
     pub desk: Desk,
     /// What is kept on disk.
     pub store: Arc<Store>,
+    /// The configuration in force.
+    pub shown: Arc<Shown>,
     /// For their breakers.
     pub links: Option<Arc<Links>>,
     /// Who used how much.
@@ -51,6 +55,7 @@ impl Parts {
             heartbeats: Arc::new(Heartbeats::default()),
             events: Events::new(Arc::clone(&registry)),
             desk: Desk::new(&registry).0,
+            shown: Shown::new(&registry, super::shown::Configured::default()),
             store: Store::open(None, crate::store::Tools::bare()),
             history: History::new(&registry, &Settings::default(), crate::base::clock::now()),
             registry,
