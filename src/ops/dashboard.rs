@@ -16,16 +16,18 @@ const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; i
 const SCRIPT: &str = "text/javascript; charset=utf-8";
 
 /// The files: name below `/dashboard/`, type, content. The page itself has no name.
-const FILES: [(&str, &str, &str); 10] = [
+const FILES: [(&str, &str, &str); 12] = [
     ("", "text/html; charset=utf-8", include_str!("dashboard/index.html")),
     ("style.css", "text/css; charset=utf-8", include_str!("dashboard/style.css")),
     ("icon.svg", "image/svg+xml", include_str!("dashboard/icon.svg")),
     ("app.js", SCRIPT, include_str!("dashboard/app.js")),
     ("chart.js", SCRIPT, include_str!("dashboard/chart.js")),
+    ("charts.js", SCRIPT, include_str!("dashboard/charts.js")),
     ("dom.js", SCRIPT, include_str!("dashboard/dom.js")),
     ("feed.js", SCRIPT, include_str!("dashboard/feed.js")),
     ("figures.js", SCRIPT, include_str!("dashboard/figures.js")),
     ("format.js", SCRIPT, include_str!("dashboard/format.js")),
+    ("history.js", SCRIPT, include_str!("dashboard/history.js")),
     ("sections.js", SCRIPT, include_str!("dashboard/sections.js")),
 ];
 

@@ -48,7 +48,7 @@ def test_the_page_loads_and_says_nothing_on_the_console(browser, daemon):
         no_errors(browser)
     asked = browser.run("return performance.getEntriesByType('resource').map((entry) => entry.name)")
     assert len(asked) >= 8 and all(name.startswith(daemon.base) for name in asked), asked
-    assert browser.run("return document.title") in ("Ready · Tidegate", "Ready, degraded · Tidegate")
+    assert browser.run("return document.title") in ("Healthy · Tidegate", "Degraded · Tidegate")
 
 
 def test_the_figures_are_those_of_metrics(browser, daemon):

@@ -1,43 +1,15 @@
 // The page: one document a second in, figures, charts and lists out.
 
 import { Chart } from "./chart.js";
+import { CHARTS, MINUTE, RATE, held, requests, tokens } from "./charts.js";
 import { attribute, byId, el, list, svg, text } from "./dom.js";
 import { Feed } from "./feed.js";
 import { Recent, limit, sum } from "./figures.js";
 import * as format from "./format.js";
+import { RANGES, past } from "./history.js";
 import * as sections from "./sections.js";
 
-/** Rates are those of the last seconds, percentiles those of the last minute. */
-const RATE = 5;
-const MINUTE = 60;
-/** What is kept of live points, in seconds. */
-const KEPT = 15 * 60;
 const SPARK = 120;
-
-const requests = (status) => (document) => sum(document, "tidegate_http_requests_total", status && { status });
-const tokens = (direction) => (document) => sum(document, "tidegate_tokens_total", { direction });
-const cached = (result) => (document) => sum(document, "tidegate_cache_requests_total", { result });
-const held = (document, name) => limit(document, name, "data")?.now ?? null;
-const per = (figure) => (recent) => recent.rate(RATE, figure);
-
-/** The charts: what each line is now, from the last documents. */
-const CHARTS = [
-  { title: "Requests", unit: "rate", lines: [
-    { name: "answered", now: per(requests(/^[23]/)) }, { name: "refused", now: per(requests(/^4/)) },
-    { name: "failed", kind: "bad", now: per(requests(/^5/)) }] },
-  { title: "Latency", unit: "seconds", lines: [["median", 0.5], ["95 %", 0.95], ["99 %", 0.99]].map(([name, share]) => (
-    { name, now: (recent) => recent.quantiles(MINUTE, "tidegate_http_request_seconds", {}, [share])[0] })) },
-  { title: "First token", unit: "seconds", lines: [["median", 0.5], ["95 %", 0.95], ["99 %", 0.99]].map(([name, share]) => (
-    { name, now: (recent) => recent.quantiles(MINUTE, "tidegate_first_token_seconds", {}, [share])[0] })) },
-  { title: "At work", unit: "count", lines: [
-    { name: "exchanges", now: (recent) => held(recent.last(), "server.exchanges_max") },
-    { name: "waiting", now: (recent) => held(recent.last(), "server.waiting_max") },
-    { name: "connections", now: (recent) => held(recent.last(), "server.connections_max") }] },
-  { title: "Tokens", unit: "rate", lines: [{ name: "written", now: per(tokens("output")) }, { name: "read", now: per(tokens("input")) }] },
-  { title: "Cache", unit: "rate", lines: [{ name: "from cache", now: per(cached(/^(hit|stale|coalesced)$/)) }, { name: "asked for", now: per(cached("miss")) }] },
-  { title: "Memory", unit: "bytes", lines: [{ name: "resident", now: (recent) => recent.last().process.resident_bytes }, { name: "heap and stacks", now: (recent) => recent.last().process.anonymous_bytes }] },
-  { title: "Descriptors and threads", unit: "count", lines: [{ name: "descriptors", now: (recent) => recent.last().process.open_fds }, { name: "threads", now: (recent) => recent.last().process.threads }] },
-];
 
 /** A figure that stands in `/metrics` too; the browser's test compares. */
 const exact = (figure, value, shown) => ({ figure, value, shown });
@@ -78,6 +50,9 @@ const TILES = [
   } },
 ];
 
+/** How the process is, in a kind, a sign and words. */
+const STATES = { healthy: ["good", "✓", "Healthy"], degraded: ["warn", "!", "Degraded"], unhealthy: ["bad", "✕", "Unhealthy"] };
+
 class Page {
   constructor() {
     this.recent = new Recent(MINUTE + 1);
@@ -89,6 +64,8 @@ class Page {
     this.eventsMore = new sections.More("events-more", () => this.draw());
     this.latest = null;
     this.lastSeen = null;
+    this.range = RANGES[0];
+    this.before = null;
     this.theme();
     this.feed = new Feed((document) => this.take(document), (state) => this.connection(state));
     byId("retry").addEventListener("click", () => this.feed.start());
@@ -114,9 +91,51 @@ class Page {
     CHARTS.forEach((chart, at) => {
       const points = this.live[at];
       points.push({ at: document.at, values: chart.lines.map((line) => line.now(this.recent)) });
-      while (points[0].at < document.at - KEPT) points.shift();
+      while (points[0].at < document.at - RANGES[0][2]) points.shift();
     });
+    if (this.before === null) this.remember();
     this.draw();
+  }
+
+  /** Asks for the time before this page. The choice of ranges is there once that has worked. */
+  async remember() {
+    const [name, , seconds, step] = this.range;
+    clearTimeout(this.again);
+    const to = this.latest.at;
+    this.before ??= CHARTS.map(() => []);
+    try {
+      const points = await past(CHARTS, to - seconds, to, step);
+      if (this.range[0] !== name) return;
+      this.before = points;
+      attribute(document.body, "data-range", name);
+      if (!byId("ranges").querySelector("input")) {
+        choice(byId("ranges"), "range", RANGES.map(([value, words]) => [value, words]), name, (value) => this.look(value));
+      }
+      this.draw();
+    } catch {
+      // Without a history there is what came since the page was opened.
+    }
+    // The last minutes go on by themselves; a longer time is asked for again, and a daemon that has just begun.
+    const empty = this.before.every((points) => points.length === 0);
+    if (empty || name !== RANGES[0][0]) this.again = setTimeout(() => this.remember(), Math.max(30, step) * 1000);
+  }
+
+  /** Shows another time. */
+  look(name) {
+    this.range = RANGES.find(([have]) => have === name);
+    this.remember();
+  }
+
+  /** What a chart shows: the history, and what came live after it. */
+  points(at, to) {
+    const [name, , seconds, step] = this.range;
+    const before = this.before?.[at] ?? [];
+    if (name !== RANGES[0][0]) return { points: before, from: to - seconds, step };
+    const live = this.live[at];
+    const older = before.filter((point) => point.at < live[0].at - RATE && point.at >= to - seconds);
+    if (older.length > 0) return { points: [...older, ...live], from: to - seconds, step };
+    // A page that has just begun has a minute or two to show, not a quarter of an hour.
+    return { points: live, from: Math.max(to - seconds, Math.min(live[0].at, to - SPARK)), step: RATE };
   }
 
   /** Draws the latest document, when somebody looks. */
@@ -126,8 +145,10 @@ class Page {
     attribute(document.body, "data-number", shown.number);
     this.drawHead(shown);
     TILES.forEach((tile, at) => this.drawTile(tile, this.tiles[at], shown));
-    const first = this.live[0][0].at;
-    this.charts.forEach((chart, at) => chart.set(this.live[at], Math.max(shown.at - KEPT, Math.min(first, shown.at - SPARK)), shown.at, RATE));
+    this.charts.forEach((chart, at) => {
+      const { points, from, step } = this.points(at, shown.at);
+      chart.set(points, from, shown.at, step);
+    });
     sections.upstreams(shown);
     sections.health(shown);
     sections.limits(shown, this.limitsMore);
@@ -136,9 +157,8 @@ class Page {
   }
 
   drawHead(shown) {
-    const worst = shown.checks.some((check) => check.state === "degraded");
-    const [kind, sign, word] = !shown.ready ? ["bad", "✕", shown.phase === "ready" ? "Not ready" : shown.phase]
-      : worst ? ["warn", "!", "Ready, degraded"] : ["good", "✓", "Ready"];
+    const { status } = shown.health;
+    const [kind, sign, word] = shown.phase !== "ready" ? ["bad", "✕", shown.phase] : STATES[status] ?? ["warn", "!", status];
     attribute(byId("state"), "data-kind", kind);
     text(byId("state").firstElementChild, sign);
     text(byId("state-word"), word);

@@ -149,18 +149,18 @@ export function cache(document) {
 
 const CHECKS = { ok: "good", degraded: "warn", pending: "idle", failed: "bad" };
 
-export function health(document) {
+export function health({ health: { checks, threads } }) {
   const line = () => el("li", {}, badge(), el("span", { class: "what" }), el("span", { class: "why" }));
-  list(byId("checks"), document.checks, (row) => row.check, line, (node, row) => {
+  list(byId("checks"), checks, (row) => row.name, line, (node, row) => {
+    const last = row.last_error && row.state === "ok" ? `last fault ${format.span(row.last_error_age_seconds)} ago: ${row.last_error}` : "";
     setBadge(node.children[0], CHECKS[row.state] ?? "idle", row.state);
-    text(node.children[1], row.check);
-    text(node.children[2], row.reason ?? "");
+    text(node.children[1], row.name);
+    text(node.children[2], row.reason ? `${row.reason} (for ${format.span(row.since_seconds)})` : last);
   });
-  const late = document.threads.filter((row) => row.late)
-    .map((row) => ({ key: row.thread, kind: "bad", word: "silent", what: row.thread, why: `no beat for ${format.span(row.silent_seconds)}, at most ${format.span(row.silent_max_seconds)}` }));
-  const fine = document.threads.length - late.length;
-  const threads = [...late, { key: "", kind: "good", word: "ok", what: "threads", why: `${fine} of ${document.threads.length} watched threads beat` }];
-  list(byId("threads"), threads, (row) => row.key, line, (node, row) => {
+  const late = threads.late.map((row) => ({ kind: "bad", word: "silent", what: row.name, why: row.why }));
+  const fine = threads.watched - late.length;
+  const all = [...late, { kind: "good", word: "ok", what: "threads", why: `${fine} of ${threads.watched} that are watched go on` }];
+  list(byId("threads"), all, (row) => row.what, line, (node, row) => {
     setBadge(node.children[0], row.kind, row.word);
     text(node.children[1], row.what);
     text(node.children[2], row.why);

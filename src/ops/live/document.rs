@@ -1,4 +1,4 @@
-//! The live document: what `/metrics`, `/limits`, `/breakers`, `/cache`, `/readyz` and `/livez` say, in one.
+//! The live document: what `/metrics`, `/limits`, `/breakers`, `/cache` and `/health` say, in one.
 //! Figures stand in it as they are counted; rates and percentiles are the reader's to make.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -7,12 +7,11 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use serde_json::{Map, Value, json};
 
 use crate::base::clock;
-use crate::base::health::{Phase, State};
 use crate::base::metrics::{Family, Labels, Metric};
 use crate::base::time_format;
 use crate::health::overload::LEVELS;
 use crate::observe::process::Process;
-use crate::ops::{Parts, breakers, cache, limits};
+use crate::ops::{Parts, breakers, cache, health, limits};
 
 /// Most events in a document, the newest. `/events` has more.
 const EVENTS_MAX: usize = 40;
@@ -71,42 +70,10 @@ impl Maker {
             "limits": limits::rows(&parts.registry, &self.settings),
             "breakers": breakers::rows(&views),
             "cache": cache::rows(parts.answers.as_ref()),
-            "checks": self.checks(now),
-            "threads": self.threads(now),
+            "health": health::document(parts, now),
             "events": self.events(),
         });
         (number, document.to_string())
-    }
-
-    fn checks(&self, now: Instant) -> Vec<Value> {
-        let board = &self.parts.board;
-        let checks = board.checks().into_iter().map(|check| {
-            let (state, reason) = match check.state(now) {
-                State::Ok => ("ok", None),
-                State::Pending => ("pending", None),
-                State::Degraded(reason) => ("degraded", Some(reason)),
-                State::Failed(reason) => ("failed", Some(reason)),
-            };
-            json!({ "check": check.name(), "state": state, "reason": reason })
-        });
-        let phase = board.phase();
-        let state = if phase == Phase::Ready { "ok" } else { "failed" };
-        let reason = (phase != Phase::Ready).then(|| phase.as_str());
-        let own = json!({ "check": "phase", "state": state, "reason": reason });
-        std::iter::once(own).chain(checks).collect()
-    }
-
-    fn threads(&self, now: Instant) -> Vec<Value> {
-        let pulses = self.parts.heartbeats.pulses(now).into_iter();
-        let rows = pulses.map(|pulse| {
-            json!({
-                "thread": pulse.name,
-                "late": pulse.late(),
-                "silent_seconds": pulse.silence.map(|silence| silence.as_secs()),
-                "silent_max_seconds": pulse.silence_max.as_secs(),
-            })
-        });
-        rows.collect()
     }
 
     /// The newest events, newest first.
