@@ -4,15 +4,22 @@
 //! at once; `build` makes the [`Config`] that the rest of the program holds; `intent` judges rules
 //! between settings. Nothing else makes a `Config`.
 
+pub mod boot;
 mod build;
+pub mod diff;
+pub mod edit;
 mod fault;
 pub mod import;
+pub mod files;
 mod intent;
+pub mod ledger;
 mod load;
 mod names;
 mod nearest;
+pub mod overview;
 mod price;
 mod print;
+pub mod probation;
 mod raw;
 pub mod reload;
 pub mod render;
@@ -22,6 +29,7 @@ mod secret;
 pub mod settings;
 mod unit;
 mod url;
+pub mod versions;
 mod walk;
 
 use std::collections::BTreeMap;
@@ -30,7 +38,7 @@ use std::path::Path;
 use serde::Deserialize;
 
 pub use fault::{FAULTS_MAX, Fault, Faults, Warning};
-pub use load::{CONFIG_BYTES_MAX, PATH_DEFAULT, load, ops_listen, state_dirs};
+pub use load::{CONFIG_BYTES_MAX, PATH_DEFAULT, find_file, load, ops_listen, read, state_dirs};
 pub use names::{ECHO, Resolved};
 pub(crate) use nearest::nearest;
 pub use settings::Config;
@@ -82,6 +90,15 @@ pub fn parse(
     }
     let (warnings, lines) = report.into_parts();
     Ok(Loaded { config, warnings, raw, lines })
+}
+
+/// Reads a configuration from text, with the environment of this process. `path` is the file that it
+/// is, or will be, in.
+///
+/// # Errors
+/// Everything that is wrong, at once.
+pub fn parse_in(text: &str, path: Option<&Path>) -> Result<Loaded, Faults> {
+    parse(text, path, &|name| std::env::var(name).ok())
 }
 
 #[cfg(test)]

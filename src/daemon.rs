@@ -5,6 +5,7 @@
 
 mod control;
 mod dependencies;
+mod change;
 mod descriptors;
 mod drain;
 mod folders;
@@ -16,6 +17,7 @@ mod planes;
 mod reload;
 mod running;
 mod signals;
+mod versions;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -27,7 +29,7 @@ use crate::base::health::Phase;
 use crate::base::memory;
 use crate::config;
 
-use running::Running;
+use running::{Refusal, Running};
 use signals::{Event, Signals};
 
 /// How often the loop looks after things that nobody else does (old idle connections).
@@ -44,16 +46,20 @@ pub fn run(config_path: Option<PathBuf>) -> Exit {
         Ok(signals) => signals,
         Err(error) => return failed("signals cannot be caught", &error),
     };
-    let loaded = match config::load(config_path.clone()) {
-        Ok(loaded) => loaded,
+    let booted = match config::boot::boot(config_path.clone()) {
+        Ok(booted) => booted,
         Err(faults) => {
             remark(&faults.to_string());
             return Exit::Config;
         }
     };
-    let running = match Running::start(config_path, loaded) {
+    let excuse = booted.excuse();
+    let running = match Running::start(config_path, booted) {
         Ok(running) => running,
         Err(refusal) => {
+            if matches!(refusal, Refusal::Listen { .. }) {
+                excuse.no_address();
+            }
             remark(&format!("tidegate: {refusal}"));
             return Exit::Failure;
         }
@@ -68,6 +74,7 @@ fn serve(mut running: Running, signals: &Signals) -> Exit {
         data = running.data_address().to_string(),
         ops = running.ops_address().to_string(),
         config = running.config_name(),
+        config_version = running.keeping.name(),
         pid = std::process::id(),
         version = env!("CARGO_PKG_VERSION");
         "ready"

@@ -83,9 +83,7 @@ impl OpsHandler {
             "livez" | "healthz" => {
                 &|| probes::live(&self.parts.heartbeats, now).answer("livez", part, query)
             }
-            "readyz" | "ready" => {
-                &|| probes::ready(&self.parts.board, now).answer("readyz", part, query)
-            }
+            "readyz" | "ready" => &|| self.ready(now).answer("readyz", part, query),
             "metrics" if part.is_none() => &|| Some(self.metrics()),
             "limits" if part.is_none() => &|| Some(limits::answer(&self.parts.registry)),
             "breakers" if part.is_none() => &|| Some(self.breakers()),
@@ -93,6 +91,7 @@ impl OpsHandler {
             "history" if part.is_none() => {
                 &|| Some(history::answer(&self.parts.history, query, clock::unix().as_secs()))
             }
+            "config" if part.is_none() => &|| self.config(),
             "usage" if part.is_none() => &|| self.usage(query),
             "live" if part.is_none() => &|| Some(Live::head()),
             "live.json" if part.is_none() => &|| self.live.as_ref().map(|live| live.once()),
@@ -106,6 +105,17 @@ impl OpsHandler {
             return problem(&Error::new(kind, text)).with("allow", METHODS);
         }
         answer().unwrap_or_else(|| not_found(path))
+    }
+
+    fn ready(&self, now: Instant) -> probes::Found {
+        let line = self.parts.config.as_ref().map(|config| config.line());
+        probes::ready(&self.parts.board, now).with(line)
+    }
+
+    /// Which configuration is in force.
+    fn config(&self) -> Option<Response> {
+        let document = self.parts.config.as_ref()?.document();
+        Some(Response::json(200, document.to_string()).with("cache-control", "no-store"))
     }
 
     fn breakers(&self) -> Response {
@@ -148,7 +158,7 @@ impl OpsHandler {
 fn not_found(path: &str) -> Response {
     let text = format!(
         "no {path} here; ask for /, /livez, /readyz, /health, /metrics, /limits, /breakers, /cache, \
-         /history, /usage or /live"
+         /config, /history, /usage or /live"
     );
     problem(&Error::new(Kind::NotFound, text))
 }

@@ -193,6 +193,14 @@ pub enum Kind {
     StoreFailed,
     /// A configuration that was refused: the one that ran runs on.
     InvalidConfig,
+    /// The configuration was changed by somebody else meanwhile.
+    ConfigMoved,
+    /// A configuration that was rolled back before.
+    ConfigRejected,
+    /// The configuration or a version of it cannot be written or read.
+    ConfigUnwritten,
+    /// Somebody else is changing the configuration.
+    ConfigBusy,
     /// A bug of ours.
     Internal,
 }
@@ -280,6 +288,10 @@ impl Kind {
             Kind::StoreFull => ("store_full", 507, Overload, Error, true),
             Kind::StoreFailed => ("store_failed", 500, Internal, Error, false),
             Kind::InvalidConfig => ("invalid_config", 422, Validation, Warn, false),
+            Kind::ConfigMoved => ("config_moved", 412, Validation, Warn, false),
+            Kind::ConfigRejected => ("config_rejected", 409, Validation, Warn, false),
+            Kind::ConfigUnwritten => ("config_unwritten", 500, Internal, Error, false),
+            Kind::ConfigBusy => ("config_busy", 503, Overload, Warn, true),
             Kind::Internal => ("internal", 500, Internal, Error, false),
         };
         Row { code, status, class, level, later }

@@ -27,6 +27,57 @@ pub enum Order {
     Reopen,
     /// Drain and stop, as SIGTERM does.
     Stop,
+    /// Change the configuration.
+    Config {
+        /// How.
+        change: ConfigChange,
+        /// Who wants it, for the history.
+        author: String,
+        /// Why.
+        reason: String,
+    },
+}
+
+/// A change of the configuration. What is `force`d goes on where it would be refused: over an edit of
+/// the file that is not in force, which is kept aside, and with a content that was rolled back before.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ConfigChange {
+    /// A whole text takes its place.
+    Apply {
+        /// The text.
+        text: String,
+        /// What messages call it: the file that it was read from.
+        name: String,
+        /// SHA-256 of the configuration that it is a change of; another one in force is a refusal.
+        base: Option<String>,
+        /// See above.
+        force: bool,
+    },
+    /// Single settings, as `config::edit` calls them; no value takes one out of the file.
+    Edit {
+        /// Settings and values.
+        edits: Vec<(String, Option<String>)>,
+        /// As above.
+        base: Option<String>,
+        /// See above.
+        force: bool,
+    },
+    /// An older version takes its place.
+    Rollback {
+        /// Its number; the one before the one in force when there is none.
+        version: Option<u64>,
+        /// See above.
+        force: bool,
+    },
+    /// A setting is overridden for a time, and the file is not touched; no value ends that.
+    Knob {
+        /// The setting.
+        key: String,
+        /// Its value.
+        value: Option<String>,
+        /// For how long.
+        span: std::time::Duration,
+    },
 }
 
 /// An order and where its outcome goes.

@@ -26,7 +26,7 @@ use super::secret;
 use super::settings::{
     Auth, BaseUrl, Breaker, Cache, Config, History, Key, Limit, Log, LogFormat, Model, Namespace,
     OWN_LIMIT, Ops, Overload, Per, Prices, Resources, Routes, Server, Target, Upstream,
-    UpstreamKind, WatchedFolder,
+    UpstreamKind, Versions, WatchedFolder,
 };
 use super::unit::Size;
 use super::url;
@@ -74,7 +74,7 @@ pub(super) fn build(raw: &Raw, site: &Site<'_>, report: &mut Report) -> Config {
             live_max: raw.ops.live_max,
         },
         overload: Overload {
-            enabled: raw.overload.enabled,
+            enabled: raw.overload.enabled && raw.features.overload,
             memory_max: raw.overload.memory_max.map(|size| size.0),
             calm: raw.overload.calm.0,
         },
@@ -96,6 +96,10 @@ pub(super) fn build(raw: &Raw, site: &Site<'_>, report: &mut Report) -> Config {
         prices,
         usage: price::usage(raw),
         cache: cache(raw, site, report),
+        versions: Versions {
+            probation: raw.config.probation.0,
+            versions_max: raw.config.versions_max,
+        },
         log: log(raw, site),
         state_dir: state_dir(raw.state.dir.as_deref(), site),
         server,
@@ -184,7 +188,7 @@ fn cache(raw: &Raw, site: &Site<'_>, report: &Report) -> Cache {
     let written = report.written("cache.entry_max");
     let entry_max = if written { c.entry_max } else { c.entry_max.min(c.bytes_max) };
     Cache {
-        enabled: c.enabled,
+        enabled: c.enabled && raw.features.cache,
         embeddings: c.embeddings,
         ttl: c.ttl.0,
         stale_for: c.stale_for.0,

@@ -4,6 +4,8 @@ use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
+use toml::de::DeTable;
+
 use super::build::{self, Site};
 use super::fault::Faults;
 use super::raw::RawOps;
@@ -91,6 +93,24 @@ fn dirs_in(
     Ok(first.into_iter().chain(unit).collect())
 }
 
+/// The configuration file that is meant; none for the built-in defaults.
+pub fn find_file(path: Option<PathBuf>) -> Option<PathBuf> {
+    find(path, std::env::var_os(PATH_VARIABLE), Path::new(PATH_DEFAULT))
+}
+
+/// Where the state of a daemon with this text would be, also when it has faults: what it says is
+/// taken if it can be made out at all.
+pub(super) fn state_dir(
+    text: &str,
+    path: Option<&Path>,
+    env: &dyn Fn(&str) -> Option<String>,
+) -> Option<PathBuf> {
+    let (table, _) = DeTable::parse_recoverable(text);
+    let state = table.get_ref().get("state").and_then(|state| state.get_ref().as_table());
+    let dir = state.and_then(|state| state.get("dir")).and_then(|dir| dir.get_ref().as_str());
+    build::state_dir(dir, &Site { path, env })
+}
+
 fn listen_in(text: &str) -> Result<SocketAddr, String> {
     let tree: toml::Table =
         text.parse().map_err(|e: toml::de::Error| format!("no TOML: {}", e.message()))?;
@@ -112,7 +132,11 @@ fn find(path: Option<PathBuf>, variable: Option<OsString>, default: &Path) -> Op
     })
 }
 
-fn read(path: &Path) -> Result<String, Faults> {
+/// The text of a configuration file.
+///
+/// # Errors
+/// When it cannot be read, or is too large.
+pub fn read(path: &Path) -> Result<String, Faults> {
     secret::read_small(path, CONFIG_BYTES_MAX).map(|(text, _)| text).map_err(|why| {
         Faults::of_file(
             Some(path.to_owned()),

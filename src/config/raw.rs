@@ -14,6 +14,7 @@ mod history;
 mod running;
 mod server;
 mod upstreams;
+mod versions;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -23,6 +24,7 @@ pub use history::RawHistory;
 pub use running::{RawCache, RawNamespace, RawOverload, RawResources, RawUsage, RawWatch};
 pub use server::{RawFormat, RawLevel, RawLog, RawOps, RawServer, RawState};
 pub use upstreams::{CONCURRENCY_DEFAULT, RawKind, RawLink, RawModel, RawPrice, RawUpstream};
+pub use versions::{RawConfig, RawFeatures, VERSIONS_DEFAULT};
 
 /// Most `[[key]]` entries. A lookup compares with each, so that its time tells nothing.
 pub const KEYS_MAX: usize = 1024;
@@ -95,8 +97,13 @@ pub struct Raw {
     /// of models that say so. An answer says in `x-tidegate-cache` where it came from (`hit`, `miss`,
     /// `stale`, `coalesced`); a request may say there what it wants (`use`, `bypass`, `refresh`).
     pub cache: RawCache,
+    /// The versions of this file, kept in the state directory, and how a change of it is taken.
+    pub config: RawConfig,
+    /// What the gateway can do beside passing requests on, each to be switched off by itself in an
+    /// incident. Whatever its own section says, what is off here is off.
+    pub features: RawFeatures,
     /// The log.
     pub log: RawLog,
-    /// What the daemon keeps on disk. This version keeps nothing there yet.
+    /// What the daemon keeps on disk: versions of the configuration.
     pub state: RawState,
 }

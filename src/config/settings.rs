@@ -40,6 +40,8 @@ pub struct Config {
     pub usage: Usage,
     /// Answers that are kept.
     pub cache: Cache,
+    /// How changes are taken.
+    pub versions: Versions,
     /// Logs.
     pub log: Log,
     /// The state directory.
@@ -482,6 +484,15 @@ pub struct WatchedFolder {
     pub path: PathBuf,
     /// What a change in it makes out of date.
     pub namespace: Namespace,
+}
+
+/// `[config]`.
+#[derive(Clone, Debug, PartialEq)]
+#[expect(missing_docs, reason = "each is documented where people write it: config/raw.rs")]
+pub struct Versions {
+    /// Zero: none.
+    pub probation: Duration,
+    pub versions_max: usize,
 }
 
 /// `[log]`.

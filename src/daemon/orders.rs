@@ -3,6 +3,7 @@
 use serde_json::json;
 
 use crate::base::orders::{Asked, Order};
+use crate::config::ledger::Signature;
 
 use super::running::Running;
 
@@ -13,6 +14,10 @@ pub(super) fn carry_out(running: &mut Running, asked: Asked) -> bool {
         Order::Reopen => {
             running.reopen();
             (Ok(json!({"reopened": true})), false)
+        }
+        Order::Config { change, author, reason } => {
+            let by = Signature::new(author.as_str(), reason.as_str());
+            (running.change_config(change, &by), false)
         }
         Order::Stop => (Ok(json!({"stopping": true})), true),
     };

@@ -2,9 +2,12 @@
 
 use std::sync::Arc;
 
+use crate::base::clock;
 use crate::base::error::{Error, Kind};
 use crate::base::metrics::{Counter, Registry};
+use crate::config::ledger::{Signature, Standing};
 use crate::config::settings::OWN_LIMIT;
+use crate::config::versions::Rejected;
 use crate::config::{self, Config, Fault, Loaded};
 use crate::gateway::state::State;
 use crate::observe::log::ReconfigureError;
@@ -15,15 +18,35 @@ use super::running::{Running, tell_descriptors};
 
 /// Why a reload was refused. The old configuration runs on.
 #[derive(Debug, thiserror::Error)]
-enum Refused {
+pub(super) enum Refused {
     #[error("{0}")]
     Faults(config::Faults),
+    #[error("version {} has this content, and was rolled back: {}; change it, or insist with --force", .0.mark.version, .0.reason)]
+    Rejected(Rejected),
     #[error("only a restart changes {}", .0.join(", "))]
     Restart(Vec<&'static str>),
     #[error("{0}")]
     Build(Error),
     #[error("{0}")]
     Log(ReconfigureError),
+}
+
+impl Refused {
+    /// As whoever asked is told.
+    pub(super) fn error(&self) -> Error {
+        let kind = match self {
+            Refused::Rejected(_) => Kind::ConfigRejected,
+            _ => Kind::InvalidConfig,
+        };
+        Error::new(kind, self.to_string())
+    }
+}
+
+/// A configuration that can be put in force.
+pub(super) struct Prepared {
+    config: Arc<Config>,
+    state: State,
+    configured: Configured,
 }
 
 /// How often a reload ended so.
@@ -63,13 +86,13 @@ impl Running {
                 }
                 let (upstreams, models) = (self.config.upstreams.len(), self.config.models.len());
                 let detail = format!("{upstreams} upstreams, {models} models");
-                self.events.record(log::Level::Info, "reloaded", "", detail);
+                let name = self.keeping.name();
+                self.events.record(log::Level::Info, "reloaded", &name, detail);
                 ("ok", Ok(()))
             }
             Err(refused) => {
                 tell(&refused);
-                let error = Error::new(Kind::InvalidConfig, refused.to_string());
-                ("refused", Err(error))
+                ("refused", Err(refused.error()))
             }
         };
         // As for any other program: SIGHUP also means that log files may have been moved.
@@ -78,27 +101,66 @@ impl Running {
         result
     }
 
+    /// Takes over what is in the file.
     fn try_reload(&mut self) -> Result<Vec<Fault>, Refused> {
-        let loaded = config::load(self.config_path.clone()).map_err(Refused::Faults)?;
+        let path = config::find_file(self.config_path.clone());
+        let text = match &path {
+            Some(path) => config::read(path).map_err(Refused::Faults)?,
+            None => String::new(),
+        };
+        let loaded = self.with_knobs(&text, path.as_deref())?;
+        let warnings = loaded.warnings.clone();
+        let standing = Standing::of(&text);
+        let same = standing.sha256 == self.keeping.running.sha256;
+        if !same && let Some(rejected) = self.keeping.ledger.rejected(&standing.sha256) {
+            return Err(Refused::Rejected(rejected));
+        }
+        let prepared = self.prepare(loaded)?;
+        let ready = self.board.ready(clock::now());
+        self.swap(prepared);
+        let config = Arc::clone(&self.config);
+        if same {
+            self.keeping.settle(&config);
+            return Ok(warnings);
+        }
+        let by = Signature::new("file", "reloaded");
+        let parent = self.keeping.running.version;
+        let version = self.keeping.ledger.add(&text, parent, &by).unwrap_or_else(|error| {
+            self.keeping.note(vec![error.to_string()]);
+            None
+        });
+        self.keeping.entered(Standing { version, ..standing }, &config, ready);
+        Ok(warnings)
+    }
+
+    /// Builds everything that a configuration needs, and puts nothing in force.
+    pub(super) fn prepare(&self, loaded: Loaded) -> Result<Prepared, Refused> {
         let configured = Configured::of(&loaded);
-        let Loaded { config, warnings, .. } = loaded;
+        let config = loaded.config;
         let restart = config::reload::compare(&self.config, &config);
         if !restart.is_empty() {
             return Err(Refused::Restart(restart));
         }
         let config = Arc::new(config);
         export(&self.registry, &[&self.config, &config]);
-        let built = self.build(&config);
-        let state = match built {
-            Ok(state) => state,
+        match self.build(&config) {
+            Ok(state) => Ok(Prepared { config, state, configured }),
             Err(refused) => {
-                // What the refused configuration registered goes, and its bounds with it.
-                self.gateway.state().adopt(&self.links);
-                export(&self.registry, &[&self.config]);
-                return Err(refused);
+                self.drop_prepared();
+                Err(refused)
             }
-        };
-        // Nothing below can fail.
+        }
+    }
+
+    /// What a refused configuration registered goes, and its bounds with it.
+    pub(super) fn drop_prepared(&self) {
+        self.gateway.state().adopt(&self.links);
+        export(&self.registry, &[&self.config]);
+    }
+
+    /// Puts it in force. Nothing here can fail.
+    pub(super) fn swap(&mut self, prepared: Prepared) {
+        let Prepared { config, state, configured } = prepared;
         tell_descriptors(&config, self.descriptors);
         self.data.reconfigure(self.data_settings(&config));
         live::bound(&self.registry, config.ops.live_max);
@@ -111,7 +173,6 @@ impl Running {
         export(&self.registry, &[&config]);
         self.config = config;
         self.configured.set(configured);
-        Ok(warnings)
     }
 
     /// What can fail of a reload.
@@ -148,6 +209,7 @@ fn tell(refused: &Refused) {
                 "reload_refused"
             );
         }
+        Refused::Rejected(_) => log::error!(fault:% = refused; "reload_refused"),
         Refused::Build(error) => log::error!(fault:% = error; "reload_refused"),
         Refused::Log(error) => log::error!(fault:% = error; "reload_refused"),
     }

@@ -15,7 +15,8 @@ use crate::base::heartbeat::{Beat, Heartbeats};
 use crate::base::memory::{self, Trimmer};
 use crate::base::metrics::{Counter, Registry};
 use crate::base::orders::{Asked, Desk};
-use crate::config::{Config, Loaded};
+use crate::config::Config;
+use crate::config::boot::Booted;
 use crate::gateway::cached::{self, Answers};
 use crate::gateway::catalog::Catalog;
 use crate::gateway::drill::Drill;
@@ -43,6 +44,7 @@ use super::folders::Folders;
 use super::health::{Health, Seen};
 use super::history::Recorder;
 use super::overload::{Hands, Watch};
+use super::versions::Keeping;
 use super::{descriptors, planes, reload};
 
 /// The main loop's own heartbeat: it wakes every second, and a reload takes less than this.
@@ -52,6 +54,8 @@ const MAIN_SILENCE_MAX: Duration = Duration::from_secs(30);
 pub struct Running {
     pub(super) config_path: Option<PathBuf>,
     pub(super) config: Arc<Config>,
+    /// The file and the versions behind it.
+    pub(super) keeping: Keeping,
     /// First, so that they end before what they have a hand on.
     pub(super) health: Health,
     pub(super) watch: Watch,
@@ -126,18 +130,19 @@ impl Running {
     ///
     /// # Errors
     /// What could not be started; then nothing is left running.
-    pub fn start(config_path: Option<PathBuf>, loaded: Loaded) -> Result<Self, Refusal> {
+    pub fn start(config_path: Option<PathBuf>, booted: Booted) -> Result<Self, Refusal> {
         let registry = Arc::new(Registry::default());
         reload::register(&registry);
         let heartbeats = Heartbeats::new(&registry);
+        let loaded = &booted.loaded;
         let log = logs::start(&loaded.config.log, &registry, &heartbeats)?;
         let events = Events::new(Arc::clone(&registry));
         for warning in &loaded.warnings {
             let path = loaded.config.path.as_deref();
             log::warn!(warning = warning.at(path); "config_warning");
         }
-        let configured = Shown::new(&registry, Configured::of(&loaded));
-        let config = Arc::new(loaded.config);
+        let configured = Shown::new(&registry, Configured::of(loaded));
+        let config = Arc::new(loaded.config.clone());
         let descriptors = descriptors::raise();
         tell_descriptors(&config, descriptors);
 
@@ -161,6 +166,7 @@ impl Running {
         state.adopt(&links);
         rates.adopt(&state.plan, addresses_max);
         let metrics = Metrics::new(Arc::clone(&registry));
+        let keeping = Keeping::start(booted, &board, &events, &registry, Arc::clone(&metrics));
         let overload = Arc::new(Overload::default());
         let answers = cached::answers(&config.cache, &registry);
         let accounts = Accounts::new(&config.usage, &registry);
@@ -199,6 +205,7 @@ impl Running {
             links: Some(Arc::clone(&links)),
             accounts: Some(accounts),
             answers: Some(answers.clone()),
+            config: Some(Arc::clone(&keeping.shown)),
         };
         let control = super::control::start(&config, &shown, &heartbeats);
         let handler = OpsHandler::new(shown, &config.ops);
@@ -259,6 +266,7 @@ impl Running {
             config_path,
             config,
             health,
+            keeping,
             watch,
             data,
             ops,
@@ -312,6 +320,7 @@ impl Running {
     pub fn tick(&mut self) {
         self.beat.tick();
         self.health.guard();
+        self.look_at_config();
         self.links.sweep();
         self.gateway.sweep();
         self.answers.sweep(clock::now());

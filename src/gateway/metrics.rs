@@ -29,6 +29,9 @@ pub struct Metrics {
     pub wait_answer: Arc<Histogram>,
     /// For one of `server.exchanges_max`.
     pub wait_slot: Arc<Histogram>,
+    /// Model calls that were not simply answered, and those of them that failed.
+    others: Counter,
+    failures: Counter,
     /// By row of the route table; the last one is for everything else.
     routes: Vec<RouteMetrics>,
 }
@@ -36,6 +39,8 @@ pub struct Metrics {
 /// What is counted of each route, looked up once: this is on every request's way.
 struct RouteMetrics {
     pattern: &'static str,
+    /// Whether it is for model calls.
+    calls: bool,
     ok: Arc<Counter>,
     seconds: Arc<Histogram>,
 }
@@ -51,6 +56,7 @@ impl Metrics {
         let counter = |name, help| registry.counter(name, help, &[]);
         let route = |pattern| RouteMetrics {
             pattern,
+            calls: routes::calls(pattern),
             ok: registry.counter(
                 REQUESTS.0,
                 REQUESTS.1,
@@ -92,6 +98,8 @@ impl Metrics {
                 "tidegate_keep_alive_events_total",
                 "Keep-alive events sent to clients because nothing else could be.",
             ),
+            others: Counter::default(),
+            failures: Counter::default(),
             routes: routes::patterns().map(route).collect(),
             registry,
         })
@@ -103,6 +111,10 @@ impl Metrics {
         match known {
             Some(known) if status == 200 && code == "ok" => known.ok.inc(),
             _ => {
+                if known.is_some_and(|known| known.calls) {
+                    self.others.inc();
+                    self.failures.add(failure(status, code).into());
+                }
                 let status = itoa::Buffer::new().format(status).to_owned();
                 let labels = [("route", route), ("status", &*status), ("code", code)];
                 self.registry.counter(REQUESTS.0, REQUESTS.1, &labels).inc();
@@ -117,9 +129,60 @@ impl Metrics {
         }
     }
 
+    /// Model calls that ended, and those of them that failed for a reason that lies with us or an
+    /// upstream: not with the client, and not with a crowd of them.
+    pub fn calls(&self) -> (u64, u64) {
+        let ok = self.routes.iter().filter(|known| known.calls).map(|known| known.ok.value());
+        (ok.sum::<u64>() + self.others.value(), self.failures.value())
+    }
+
     /// The first content of a stream was sent.
     pub fn first_token(&self, after: Duration) {
         self.streams.inc();
         self.first_token.observe(after);
+    }
+}
+
+/// Whether an answer is a failure that a configuration may be to blame for. Refused keys and wrong
+/// requests are the clients', and too many of them at once too.
+fn failure(status: u16, code: &str) -> bool {
+    const CROWD: [&str; 5] =
+        ["overloaded", "connections_full", "bodies_full", "draining", "upstream_rejected"];
+    let gone = matches!(code, "client_gone" | "client_stalled");
+    let in_band = status == 200 && code != "ok";
+    let blamed = status >= 500 || in_band || code.starts_with("upstream_");
+    blamed && !gone && !CROWD.contains(&code)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn failures_are_those_that_a_configuration_may_be_to_blame_for() {
+        let metrics = Metrics::new(Arc::new(Registry::default()));
+        let chat = "/v1/chat/completions";
+        let mut failures = 0;
+        for (status, code, failed) in [
+            (200, "ok", 0),
+            (502, "upstream_connect", 1),
+            (500, "internal", 1),
+            (200, "upstream_cut", 1),
+            (404, "upstream_model_not_found", 1),
+            (503, "waiting_timeout", 1),
+            (401, "unauthorized", 0),
+            (404, "model_not_found", 0),
+            (422, "upstream_rejected", 0),
+            (503, "overloaded", 0),
+            (499, "client_gone", 0),
+        ] {
+            let before = metrics.calls();
+            metrics.request(chat, status, code, Duration::ZERO);
+            failures += failed;
+            assert_eq!(metrics.calls(), (before.0 + 1, failures), "{status} {code}");
+        }
+        let before = metrics.calls();
+        metrics.request("/v1/models", 500, "internal", Duration::ZERO);
+        assert_eq!(metrics.calls(), before, "lists are no model calls");
     }
 }

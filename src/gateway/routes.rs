@@ -116,6 +116,11 @@ pub fn patterns() -> impl Iterator<Item = &'static str> {
     (0..rows).map(pattern).chain(["other", "none", "options"])
 }
 
+/// Whether a pattern is that of model calls.
+pub fn calls(pattern: &str) -> bool {
+    TABLE.iter().any(|(path, route, _)| *path == pattern && matches!(route, Route::Llm(_)))
+}
+
 /// What to say about a path that is not ours: where the API that was meant begins, or what there is
 /// of it. Ollama's clients also ask for things that no gateway should do for everybody.
 pub fn nothing(path: &str) -> String {

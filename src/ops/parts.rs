@@ -7,6 +7,7 @@ use crate::base::health::Board;
 use crate::base::heartbeat::Heartbeats;
 use crate::base::metrics::Registry;
 use crate::base::orders::Desk;
+use crate::config::overview::Overview;
 use crate::gateway::cached::Answers;
 use crate::gateway::usage::Accounts;
 use crate::observe::history::History;
@@ -40,6 +41,8 @@ pub struct Parts {
     pub accounts: Option<Arc<Accounts>>,
     /// Answers that are kept.
     pub answers: Option<Answers>,
+    /// Which configuration is in force.
+    pub config: Option<Arc<Overview>>,
 }
 
 #[cfg(test)]
@@ -62,6 +65,7 @@ impl Parts {
             links: None,
             accounts: None,
             answers: None,
+            config: None,
         }
     }
 }

@@ -14,6 +14,8 @@ const PHASE: &str = "phase";
 pub(super) struct Found {
     /// Name, what it counts as, and what else there is to say of it.
     checks: Vec<(String, State, String)>,
+    /// Something to tell beside the checks.
+    line: Option<String>,
 }
 
 /// Every watched thread, alive or not. Nothing else counts: a restart cures nothing else. One of many
@@ -33,7 +35,7 @@ pub(super) fn live(heartbeats: &Heartbeats, now: Instant) -> Found {
         };
         (pulse.name, state, String::new())
     });
-    Found { checks: checks.collect() }
+    Found { checks: checks.collect(), line: None }
 }
 
 /// The phase and every check on the board.
@@ -42,12 +44,13 @@ pub(super) fn ready(board: &Board, now: Instant) -> Found {
         Phase::Ready => State::Ok,
         other => State::Failed(other.as_str().to_owned()),
     };
+
     let mut checks = vec![(PHASE.to_owned(), phase, String::new())];
     checks.extend(board.looks(now).into_iter().map(|look| {
         let (counts, more) = (look.counts(), more(&look));
         (look.name, counts, more)
     }));
-    Found { checks }
+    Found { checks, line: None }
 }
 
 /// How old what is known is, where it is renewed by itself, and what does not count.
@@ -65,6 +68,11 @@ fn more(look: &Look) -> String {
 }
 
 impl Found {
+    /// With this line before the last one.
+    pub(super) fn with(self, line: Option<String>) -> Self {
+        Found { line, ..self }
+    }
+
     /// The answer to `/name`, or to `/name/part` for one check; none when there is no such check.
     pub(super) fn answer(self, name: &str, part: Option<&str>, query: &str) -> Option<Response> {
         match part {
@@ -108,6 +116,9 @@ impl Found {
         }
         for (check, _) in excluded.iter().filter(|(_, matched)| !matched) {
             let _ = writeln!(text, "warn: {check} cannot be excluded");
+        }
+        if let Some(line) = &self.line {
+            let _ = writeln!(text, "{line}");
         }
         let _ = writeln!(text, "{name} check {}", if passed { "passed" } else { "failed" });
         respond(if passed { 200 } else { 503 }, text)

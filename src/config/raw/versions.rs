@@ -1,0 +1,49 @@
+//! `[config]`, `[features]`: how changes of this file are taken, and what is there at all.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::config::unit::Span;
+
+/// Versions kept where the file says nothing else.
+pub const VERSIONS_DEFAULT: usize = 100;
+
+/// `[config]`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct RawConfig {
+    /// How long a new version is watched. When requests begin to fail meanwhile, or the gateway is
+    /// not ready any more, or crashes twice, the last good one takes its place; after it this one
+    /// is the last good one. 0 turns this off: every version is good at once.
+    #[schemars(extend("x-min" = "0s", "x-max" = "1h"))]
+    pub probation: Span,
+
+    /// Versions kept in the state directory.
+    #[schemars(range(min = 5, max = 10_000), extend(
+        "x-at-limit" = "the oldest is deleted, but for those in force, good or on probation",
+    ))]
+    pub versions_max: usize,
+}
+
+impl Default for RawConfig {
+    fn default() -> Self {
+        RawConfig { probation: Span::seconds(60), versions_max: VERSIONS_DEFAULT }
+    }
+}
+
+/// `[features]`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct RawFeatures {
+    /// Answers that are kept: off does what `cache.enabled = false` does.
+    pub cache: bool,
+
+    /// Overload levels: off does what `overload.enabled = false` does.
+    pub overload: bool,
+}
+
+impl Default for RawFeatures {
+    fn default() -> Self {
+        RawFeatures { cache: true, overload: true }
+    }
+}
