@@ -139,8 +139,8 @@ mod tests {
                 };
                 steps.iter().filter(|step| !leave(step)).map(line).collect()
             };
-            prop_assert_eq!(side(|step| matches!(step, Step::In(_))), old);
-            prop_assert_eq!(side(|step| matches!(step, Step::Out(_))), new);
+            prop_assert_eq!(side(|step| matches!(step, Step::In(_))), old.clone());
+            prop_assert_eq!(side(|step| matches!(step, Step::Out(_))), new.clone());
         }
     }
 }

@@ -67,7 +67,7 @@ pub fn ops_listen(path: Option<PathBuf>) -> Result<SocketAddr, Faults> {
 /// gives the shipped unit. As with [`ops_listen`], the rest of the file is not judged.
 ///
 /// # Errors
-/// A file that cannot be read, that is no TOML, or whose `state.dir` is no text.
+/// A file that cannot be read, or whose `state.dir` is no text.
 pub fn state_dirs(path: Option<PathBuf>) -> Result<Vec<PathBuf>, Faults> {
     let path = find(path, std::env::var_os(PATH_VARIABLE), Path::new(PATH_DEFAULT));
     let text = path.as_deref().map_or_else(|| Ok(String::new()), read)?;
@@ -82,10 +82,11 @@ fn dirs_in(
     path: Option<&Path>,
     env: &dyn Fn(&str) -> Option<String>,
 ) -> Result<Vec<PathBuf>, String> {
-    let tree: toml::Table =
-        text.parse().map_err(|e: toml::de::Error| format!("no TOML: {}", e.message()))?;
-    let written = match tree.get("state").and_then(|state| state.get("dir")) {
-        Some(dir) => Some(dir.as_str().ok_or("state.dir is no text")?),
+    // Also of a file that is no TOML any more: the commands that mend it come this way.
+    let (tree, _) = DeTable::parse_recoverable(text);
+    let state = tree.get_ref().get("state").and_then(|state| state.get_ref().as_table());
+    let written = match state.and_then(|state| state.get("dir")) {
+        Some(dir) => Some(dir.get_ref().as_str().ok_or("state.dir is no text")?),
         None => None,
     };
     let first = build::state_dir(written, &Site { path, env });
