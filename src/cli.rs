@@ -15,6 +15,7 @@ mod order;
 mod output;
 mod run;
 mod snapshot;
+mod top;
 mod usage;
 
 use std::process::ExitCode;
@@ -42,6 +43,7 @@ enum Command {
     Cache(cache::Cache),
     Usage(usage::Usage),
     Snapshot(snapshot::Snapshot),
+    Top(top::Top),
     Reload(order::Reload),
     Reopen(order::Reopen),
     Stop(order::Stop),
@@ -67,6 +69,7 @@ fn execute(args: impl IntoIterator<Item = std::ffi::OsString>) -> Exit {
             Command::Cache(command) => command.execute(),
             Command::Usage(command) => command.execute(),
             Command::Snapshot(command) => command.execute(),
+            Command::Top(command) => command.execute(),
             Command::Reload(command) => command.execute(),
             Command::Reopen(command) => command.execute(),
             Command::Stop(command) => command.execute(),

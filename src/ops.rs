@@ -47,22 +47,22 @@ pub struct OpsHandler {
     parts: Parts,
     /// Only callers on this machine can reach the listener.
     loopback: bool,
-    /// Behind the control socket there are no live pages.
-    live: Option<Arc<Live>>,
+    live: Arc<Live>,
     pages: Pages,
 }
 
 impl OpsHandler {
     /// Handlers over these.
     pub fn new(parts: Parts, ops: &Ops) -> Self {
-        let live = Some(Live::new(parts.clone(), ops.live_max));
+        let live = Live::new(parts.clone(), ops.live_max);
         let loopback = ops.listen.ip().is_loopback();
         OpsHandler { parts, loopback, live, pages: Pages::default() }
     }
 
     /// The same handlers for the control socket, which no browser reaches.
     pub(crate) fn behind_the_socket(parts: Parts) -> Self {
-        OpsHandler { parts, loopback: true, live: None, pages: Pages::default() }
+        let live = Live::without_pages(parts.clone());
+        OpsHandler { parts, loopback: true, live, pages: Pages::default() }
     }
 
     /// Answers one request. For `HEAD` the answer is that to `GET`; the engine leaves its body out.
@@ -94,7 +94,7 @@ impl OpsHandler {
             "config" if part.is_none() => &|| self.config(),
             "usage" if part.is_none() => &|| self.usage(query),
             "live" if part.is_none() => &|| Some(Live::head()),
-            "live.json" if part.is_none() => &|| self.live.as_ref().map(|live| live.once()),
+            "live.json" if part.is_none() => &|| Some(self.live.once()),
             "" | "dashboard" if path.starts_with('/') => &|| self.pages.answer(head),
             "snapshot" if part.is_none() => &|| Some(snapshot::answer(self, now)),
             _ => return not_found(path),
@@ -195,13 +195,10 @@ impl Service for OpsHandler {
 
     fn start(&self, request: Request, turn: &mut Turn<'_>) -> Step {
         let head = &request.head;
-        let Some(live) = self.live.as_ref().filter(|_| head.path() == "/live") else {
-            return Step::Respond(self.handle(&request));
-        };
-        if head.method != Method::Get {
+        if head.method != Method::Get || head.path() != "/live" {
             return Step::Respond(self.handle(&request));
         }
-        match live.follow(turn) {
+        match self.live.follow(turn) {
             Ok(step) => step,
             // It left before it had anything.
             Err(error) if error.row().status == 499 => Step::Streamed { keep_alive: false },

@@ -80,6 +80,8 @@ mod storm;
 mod strict;
 // Layers, marks, lists, documents in step.
 mod tidy;
+// The live view, on a terminal and without.
+mod top;
 // What an upstream is given: requests a minute, room, retries.
 mod upstream_limits;
 // Tokens and cost, by model, key, session and day.

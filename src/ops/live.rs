@@ -66,11 +66,20 @@ pub fn bound(registry: &Registry, live_max: usize) -> Arc<Limit> {
 
 impl Live {
     pub(super) fn new(parts: Parts, live_max: usize) -> Arc<Self> {
-        let registry = &parts.registry;
+        let places = bound(&parts.registry, live_max);
+        Live::with(parts, places)
+    }
+
+    /// Single documents only, for the control socket.
+    pub(super) fn without_pages(parts: Parts) -> Arc<Self> {
+        Live::with(parts, Limit::detached(0))
+    }
+
+    fn with(parts: Parts, places: Arc<Limit>) -> Arc<Self> {
         let help = "Live pages that were let go because they did not read.";
         Arc::new(Live {
-            places: bound(registry, live_max),
-            stalled: registry.counter("tidegate_live_stalled_total", help, &[]),
+            places,
+            stalled: parts.registry.counter("tidegate_live_stalled_total", help, &[]),
             last: Locked::new(Rank::Leaf, None),
             maker: Maker::new(parts),
         })

@@ -83,7 +83,7 @@ pub(super) fn answer(handler: &OpsHandler, now: Instant) -> Response {
     if !handler.loopback {
         let text = "snapshots are told on the control socket only where others can reach this address; \
                     run tidegate snapshot as the user of the daemon";
-        return problem(&Error::new(Kind::HostNotAllowed, text));
+        return problem(&Error::new(Kind::NotYours, text));
     }
     let shown = &handler.parts.shown;
     let Some(_running) = shown.running.try_take(1) else {
