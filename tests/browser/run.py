@@ -63,6 +63,7 @@ def test_the_figures_are_those_of_metrics(browser, daemon):
     exact = {
         "requests_total": lambda m: m.sum("tidegate_http_requests_total"),
         "failed_total": lambda m: m.sum("tidegate_http_requests_total", status="5.."),
+        "streams_total": lambda m: m.sum("tidegate_streams_total"),
         "streams_cut_total": lambda m: m.sum("tidegate_streams_cut_total"),
         "tokens_output_total": lambda m: m.sum("tidegate_tokens_total", direction="output"),
         "exchanges_now": lambda m: limit(m, "server.exchanges_max"),
@@ -124,6 +125,30 @@ def test_charts_are_read_with_the_pointer_and_with_the_keyboard(browser, daemon)
     browser.wait(lambda: browser.run("return document.querySelectorAll('[data-chart=Memory] tbody tr').length") >= 3, "the table", 5)
     head = browser.run("return [...document.querySelectorAll('[data-chart=Memory] thead th')].map((cell) => cell.textContent)")
     assert head == ["Time", "resident", "heap and stacks"], head
+
+
+def test_another_time_is_shown_when_it_is_chosen(browser, daemon):
+    browser.wait(lambda: '"metrics":[]' not in daemon.get("/history"), "a first look of the history", 30)
+    page(browser, daemon)
+    browser.wait(lambda: browser.run("return document.querySelectorAll('#ranges input').length === 4"), "the choice of times", 40)
+    words = lambda: browser.run("return [...document.querySelectorAll('[data-chart=Memory] .grid text')].map((node) => node.textContent)")
+    for name in ("6h", "24h", "7d", "15m"):
+        before = words()
+        took = chosen(browser, name)
+        assert took < 1500 * PATIENCE, (name, took)
+        browser.wait(lambda: words() != before, f"another axis for {name}", 5)
+    assert browser.run("return document.querySelector('[data-chart=Memory] path.line').getAttribute('d')")
+    no_errors(browser)
+
+
+def chosen(browser, name):
+    """Milliseconds from the choice of a time until its charts are drawn."""
+    return browser.call("POST", f"{browser.session}/execute/async", {"script": """
+        const [name, done] = arguments;
+        const begun = performance.now();
+        document.getElementById(`range-${name}`).click();
+        const look = () => document.body.dataset.range === name ? done(performance.now() - begun) : requestAnimationFrame(look);
+        look();""", "args": [name]})
 
 
 CONTRAST = """
@@ -306,7 +331,11 @@ def shots(browser, daemon, folder):
             browser.size(width, height, scale=2 if mobile else 1, mobile=mobile)
             browser.colours(scheme)
             time.sleep(1.5)
-            browser.shot(os.path.join(folder, f"{name}-{scheme}.png"))
+            if mobile:
+                for part in range(4):
+                    browser.shot(os.path.join(folder, f"{name}-{scheme}-{part + 1}.png"), part * 1250, 1250)
+            else:
+                browser.shot(os.path.join(folder, f"{name}-{scheme}.png"))
     over.set()
 
 

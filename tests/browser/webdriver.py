@@ -110,10 +110,10 @@ class Browser:
         features = [{"name": "prefers-color-scheme", "value": scheme}, {"name": "prefers-reduced-motion", "value": "reduce" if reduced else "no-preference"}]
         self.cdp("Emulation.setEmulatedMedia", features=features)
 
-    def shot(self, path):
-        """The whole page as PNG."""
+    def shot(self, path, top=0, height=None):
+        """The page as PNG, whole or a part of it."""
         size = self.run("return [document.documentElement.scrollWidth, document.documentElement.scrollHeight]")
-        clip = {"x": 0, "y": 0, "width": size[0], "height": size[1], "scale": 1}
+        clip = {"x": 0, "y": top, "width": size[0], "height": height or size[1] - top, "scale": 1}
         picture = self.cdp("Page.captureScreenshot", format="png", captureBeyondViewport=True, clip=clip)
         with open(path, "wb") as file:
             file.write(base64.b64decode(picture["data"]))

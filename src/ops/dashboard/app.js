@@ -17,7 +17,7 @@ const exact = (figure, value, shown) => ({ figure, value, shown });
 /** The tiles: what is large, what is small, and which chart's line is drawn behind. */
 const TILES = [
   { name: "Requests", line: ["Requests", 0], make: (recent, document) => [format.rate(recent.rate(RATE, requests())),
-    [exact("requests_total", requests()(document), format.whole), " in all"]] },
+    [exact("requests_total", requests()(document), format.whole), " in all, ", exact("streams_total", sum(document, "tidegate_streams_total"), format.whole), " streams"]] },
   { name: "At work", line: ["At work", 0], make: (recent, document) => [exact("exchanges_now", held(document, "server.exchanges_max"), format.count),
     ["of ", format.count(limit(document, "server.exchanges_max", "data")?.max), ", ", exact("waiting_now", held(document, "server.waiting_max"), format.count), " wait"]] },
   { name: "Latency", line: ["Latency", 0], make: (recent) => {

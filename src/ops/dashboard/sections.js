@@ -83,6 +83,8 @@ export function upstreams(document) {
   const rows = upstreamRows(document);
   attribute(table, "hidden", rows.length === 0 ? "" : null);
   attribute(table.nextElementSibling, "hidden", rows.length === 0 ? null : "");
+  attribute(byId("upstreams-more"), "hidden", document.breakers_left_out > 0 ? null : "");
+  text(byId("upstreams-more"), `${document.breakers_left_out} more, all closed, are at /breakers.`);
   list(table.tBodies[0], rows, (row) => row.key, () => el("tr", {},
     el("th", { scope: "row" }), el("td", {}, badge()), el("td", {}, el("div", { class: "held" }, bar(), el("span", { class: "amount" }))),
     el("td", { class: "wide number" }), el("td", { class: "wide number" }), el("td", { class: "wide failure" })),
@@ -159,7 +161,7 @@ export function health({ health: { checks, threads } }) {
   });
   const late = threads.late.map((row) => ({ kind: "bad", word: "silent", what: row.name, why: row.why }));
   const fine = threads.watched - late.length;
-  const all = [...late, { kind: "good", word: "ok", what: "threads", why: `${fine} of ${threads.watched} that are watched go on` }];
+  const all = [...late, { kind: "good", word: "ok", what: "watched threads", why: `${fine} of ${threads.watched} go on` }];
   list(byId("threads"), all, (row) => row.what, line, (node, row) => {
     setBadge(node.children[0], row.kind, row.word);
     text(node.children[1], row.what);

@@ -12,9 +12,13 @@ use crate::base::time_format;
 use crate::health::overload::LEVELS;
 use crate::observe::process::Process;
 use crate::ops::{Parts, breakers, cache, health, limits};
+use crate::upstream::breaker::Stand;
 
 /// Most events in a document, the newest. `/events` has more.
 const EVENTS_MAX: usize = 40;
+
+/// Most breakers in a document, those that are not closed first. `/breakers` has all.
+const BREAKERS_MAX: usize = 128;
 
 /// Families that are shown, added up over all labels but these.
 const SHOWN: [(&str, &[&str]); 17] = [
@@ -56,7 +60,12 @@ impl Maker {
         let number = self.made.fetch_add(1, Relaxed) + 1;
         let parts = &self.parts;
         let (families, _) = parts.registry.gather();
-        let views = parts.links.as_ref().map(|links| links.breakers()).unwrap_or_default();
+        let mut views = parts.links.as_ref().map(|links| links.breakers()).unwrap_or_default();
+        let left_out = views.len().saturating_sub(BREAKERS_MAX);
+        if left_out > 0 {
+            views.sort_by_key(|view| view.stand == Stand::Closed);
+            views.truncate(BREAKERS_MAX);
+        }
         let level = families.iter().find(|family| family.name == "tidegate_overload_level");
         let document = json!({
             "number": number,
@@ -69,6 +78,7 @@ impl Maker {
             "metrics": metrics(&families),
             "limits": limits::rows(&parts.registry, &self.settings),
             "breakers": breakers::rows(&views),
+            "breakers_left_out": left_out,
             "cache": cache::rows(parts.answers.as_ref()),
             "health": health::document(parts, now),
             "events": self.events(),
