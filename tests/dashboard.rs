@@ -282,6 +282,9 @@ fn the_figures_of_a_document_are_those_of_metrics_at_the_same_moment() {
     let health = wire::ask(daemon.ops, ask::get("/health")).json();
     assert_eq!(document["health"]["status"], health["status"]);
     assert_eq!(document["health"]["threads"], health["threads"]);
+    let config = wire::ask(daemon.ops, ask::get("/config")).json();
+    assert_eq!(document["config"]["version"], config["version"]);
+    assert_eq!(config["version"], 1);
 }
 
 #[test]

@@ -98,6 +98,7 @@ def test_traffic_is_seen_within_moments(browser, daemon):
     assert {"local", "away"} <= set(browser.run(rows)), browser.run(rows)
     assert browser.run("return document.querySelectorAll('#limits li').length") == 12
     assert browser.run("return document.querySelectorAll('#checks li').length") >= 1
+    assert "config version 1" in browser.run("return document.getElementById('facts').innerText.replaceAll('\\n', ' ')")
 
 
 def test_charts_are_read_with_the_pointer_and_with_the_keyboard(browser, daemon):

@@ -50,6 +50,14 @@ const TILES = [
   } },
 ];
 
+/** Which configuration is in force, and what is about it. */
+function configuration({ version, probation_seconds: left, knobs }) {
+  const parts = [version ? `version ${version}` : "no version"];
+  if (left !== null && left !== undefined) parts.push(`on probation for ${format.span(left)}`);
+  if (knobs?.length > 0) parts.push(`${knobs.length} turned knob${knobs.length > 1 ? "s" : ""}`);
+  return parts.join(", ");
+}
+
 /** How the process is, in a kind, a sign and words. */
 const STATES = { healthy: ["good", "✓", "Healthy"], degraded: ["warn", "!", "Degraded"], unhealthy: ["bad", "✕", "Unhealthy"] };
 
@@ -164,7 +172,7 @@ class Page {
     text(byId("state-word"), word);
     document.title = `${word} · Tidegate`;
     const facts = [["up", format.span(shown.at - shown.process.start_time_seconds)], ["version", shown.version]];
-    if (shown.config?.version) facts.push(["config", shown.config.version]);
+    if (shown.config) facts.push(["config", configuration(shown.config)]);
     list(byId("facts"), facts, ([name]) => name, ([name]) => el("div", {}, el("dt", {}, name), el("dd")),
       (node, [, value]) => text(node.lastElementChild, String(value)));
   }

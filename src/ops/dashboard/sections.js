@@ -71,7 +71,7 @@ function upstreamRows(document) {
     for (const row of own.filter((each) => each !== address)) {
       rows.push({
         key: `${name}/${row.model}`, name: row.model, model: true, state: breakerState(row),
-        answered: row.calls - row.failed, failed: row.failed, failure: row.last_failure,
+        failure: row.last_failure,
       });
     }
   }
@@ -100,8 +100,9 @@ export function upstreams(document) {
       const waiting = row.waiting?.now ? `, ${format.count(row.waiting.now)} wait` : "";
       text(held.firstElementChild.lastElementChild, `${format.count(now)} of ${format.count(max)}${waiting}`);
     }
-    text(answered, format.whole(row.answered));
-    text(failed, format.whole(row.failed));
+    // What is counted since the start is counted for each upstream, not for each model.
+    text(answered, row.model ? "" : format.whole(row.answered));
+    text(failed, row.model ? "" : format.whole(row.failed));
     text(failure, row.failure ? `${row.failure.code}, ${format.span(row.failure.seconds_ago)} ago` : "–");
     attribute(failure, "title", row.failure?.message ?? null);
   });

@@ -1,4 +1,4 @@
-//! The live document: what `/metrics`, `/limits`, `/breakers`, `/cache` and `/health` say, in one.
+//! The live document: what `/metrics`, `/limits`, `/breakers`, `/cache`, `/health` and `/config` say, in one.
 //! Figures stand in it as they are counted; rates and percentiles are the reader's to make.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -73,6 +73,7 @@ impl Maker {
             "version": env!("CARGO_PKG_VERSION"),
             "phase": parts.board.phase().as_str(),
             "ready": parts.board.ready(now),
+            "config": parts.config.as_ref().map(|config| config.document()),
             "overload": level.map(overload),
             "process": process(&Process::now()),
             "metrics": metrics(&families),
