@@ -82,6 +82,8 @@ mod strict;
 mod tidy;
 // The live view, on a terminal and without.
 mod top;
+// Versions of the configuration: crashes, bad ones, two writers.
+mod versions;
 // What an upstream is given: requests a minute, room, retries.
 mod upstream_limits;
 // Tokens and cost, by model, key, session and day.

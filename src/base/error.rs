@@ -289,7 +289,7 @@ impl Kind {
             Kind::StoreFailed => ("store_failed", 500, Internal, Error, false),
             Kind::InvalidConfig => ("invalid_config", 422, Validation, Warn, false),
             Kind::ConfigMoved => ("config_moved", 412, Validation, Warn, false),
-            Kind::ConfigRejected => ("config_rejected", 409, Validation, Warn, false),
+            Kind::ConfigRejected => ("config_rejected", 422, Validation, Warn, false),
             Kind::ConfigUnwritten => ("config_unwritten", 500, Internal, Error, false),
             Kind::ConfigBusy => ("config_busy", 503, Overload, Warn, true),
             Kind::Internal => ("internal", 500, Internal, Error, false),

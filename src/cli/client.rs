@@ -96,6 +96,35 @@ impl Ask {
         judged(self.ask(path, Some(&body.to_string())))
     }
 
+    /// Asks for a path that only the socket has; none when no daemon answers there, which is for the
+    /// caller to do without.
+    pub(super) fn try_get(&self, path: &str) -> Result<Option<Value>, Exit> {
+        self.attempt(path, None)
+    }
+
+    /// The same for an order.
+    pub(super) fn try_post(&self, path: &str, body: &Value) -> Result<Option<Value>, Exit> {
+        self.attempt(path, Some(&body.to_string()))
+    }
+
+    fn attempt(&self, path: &str, body: Option<&str>) -> Result<Option<Value>, Exit> {
+        self.no_ops()?;
+        match self.ask(path, body) {
+            Err((_, Fault::Absent)) if self.socket.is_none() => Ok(None),
+            got => judged(got).map(Some),
+        }
+    }
+
+    /// The configuration file that was named.
+    pub(super) fn config_path(&self) -> Option<PathBuf> {
+        self.config.clone()
+    }
+
+    /// What a refusal means to a script.
+    pub(super) fn exit_of(status: u16) -> Exit {
+        exit_of(status)
+    }
+
     /// Follows a stream of the socket, line by line, until `on` says no or the daemon ends.
     pub(super) fn follow(&self, path: &str, on: &mut dyn FnMut(&[u8]) -> bool) -> Exit {
         let socket = match self.no_ops().and_then(|()| self.socket()) {

@@ -99,7 +99,8 @@ pub(super) fn boot_with(
     disk: Arc<dyn Disk>,
     env: Env<'_>,
 ) -> Result<Booted, Faults> {
-    let text = path.map_or_else(|| Ok(String::new()), load::read);
+    let read = || path.map_or_else(|| Ok(String::new()), load::read);
+    let text = read();
     let parsed = text.clone().and_then(|text| parse(&text, path, env));
     let state = match &parsed {
         Ok(loaded) => loaded.config.state_dir.clone(),
@@ -113,6 +114,12 @@ pub(super) fn boot_with(
         files::sweep(&*disk, files::folder_of(&real));
     }
     let ledger = Ledger::open(file, state.as_deref(), disk);
+    // A command may have changed the file until the lock was ours. It cannot any more.
+    let now = read();
+    let (text, parsed) = match now == text {
+        true => (text, parsed),
+        false => (now.clone(), now.and_then(|text| parse(&text, path, env))),
+    };
     let start = Start { ledger, env, path, news: Vec::new() };
     match (text, parsed) {
         (Ok(text), Ok(loaded)) => Ok(start.whole(&text, loaded)),

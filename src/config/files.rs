@@ -242,6 +242,14 @@ pub fn sweep(disk: &dyn Disk, folder: &Path) {
     }
 }
 
+/// Gives something that was made to the owner of its folder, when that is somebody else and we may.
+pub fn give_to_owner_of(folder: &Path, made: &Path) {
+    let (Ok(owner), Ok(is)) = (fs::metadata(folder), fs::metadata(made)) else { return };
+    if (owner.uid(), owner.gid()) != (is.uid(), is.gid()) {
+        let _ = std::os::unix::fs::lchown(made, Some(owner.uid()), Some(owner.gid()));
+    }
+}
+
 /// A folder, or a lock file, that nobody else writes to until this is dropped.
 #[derive(Debug)]
 pub struct Lock(#[expect(dead_code, reason = "held for its drop")] File);
@@ -264,6 +272,7 @@ impl Lock {
     pub fn file(path: &Path, tries: u32) -> io::Result<Lock> {
         let file =
             OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path)?;
+        give_to_owner_of(folder_of(path), path);
         Lock::wait(file, tries)
     }
 

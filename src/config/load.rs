@@ -77,7 +77,7 @@ pub fn state_dirs(path: Option<PathBuf>) -> Result<Vec<PathBuf>, Faults> {
     })
 }
 
-fn dirs_in(
+pub(super) fn dirs_in(
     text: &str,
     path: Option<&Path>,
     env: &dyn Fn(&str) -> Option<String>,

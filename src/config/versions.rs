@@ -182,7 +182,12 @@ impl Versions {
             return Ok(());
         }
         let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(&inner);
-        made.map_err(|error| Unwritten::new("make the folder", &inner, error))
+        made.map_err(|error| Unwritten::new("make the folder", &inner, error))?;
+        // Made by root, they are still for whoever has the state directory.
+        for folder in [&self.folder, &inner] {
+            files::give_to_owner_of(files::folder_of(folder), folder);
+        }
+        Ok(())
     }
 
     /// Takes the lock that says who writes here: a running daemon, or a command.
@@ -256,7 +261,8 @@ impl Versions {
         header.version = last + 1;
         header.sha256 = digest(&version.text);
         for words in [&mut header.author, &mut header.reason] {
-            *words = words.chars().take(WORDS_CHARS_MAX).collect();
+            let plain = |c: char| if c.is_control() { ' ' } else { c };
+            *words = words.chars().take(WORDS_CHARS_MAX).map(plain).collect();
         }
         self.put(&version)?;
         Ok(version.header)

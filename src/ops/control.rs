@@ -4,6 +4,7 @@
 //! A route that changes something is an order (`POST`). Each leaves an event: who, what, and what came
 //! of it.
 
+mod config;
 mod process;
 
 use serde_json::{Value, json};
@@ -16,7 +17,7 @@ use crate::net::http::{BodyLength, Head, Headers, Method, Response};
 use crate::net::http1::reason;
 
 /// All routes. A subject's own are in its file.
-const TABLE: &[&[Route]] = &[process::ROUTES];
+const TABLE: &[&[Route]] = &[config::ROUTES, process::ROUTES];
 
 /// The kind of the events that orders leave.
 const ORDERED: &str = "control_order";
