@@ -6,6 +6,7 @@
 
 pub mod boot;
 mod build;
+mod checks;
 pub mod diff;
 pub mod edit;
 mod fault;

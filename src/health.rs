@@ -1,6 +1,8 @@
 //! Whether the process is well, and what it does when it is not: checks, stalls, the status, overload
 //! levels and what they cost.
 
+pub mod checks;
+pub mod ladder;
 pub mod memory;
 pub mod overload;
 pub mod sample;

@@ -188,6 +188,18 @@ impl Check {
         self.set(State::Failed(one_line(&reason.into())));
     }
 
+    /// It was looked at again, and stays as it is; perhaps with a reason to be told of later.
+    pub fn renew(&self, reason: Option<&str>) {
+        let at = clock::now();
+        let reason = reason.map(|reason| (one_line(reason), at));
+        self.found.with(|found| {
+            found.at = at;
+            if reason.is_some() {
+                found.last = reason;
+            }
+        });
+    }
+
     /// What it is at `now`: a check that should have been renewed and was not has failed.
     pub fn state(&self, now: Instant) -> State {
         self.found.with(|found| found.state(now))
@@ -294,6 +306,11 @@ impl Board {
     /// A check that its part renews at least this often. When it does not, it has failed.
     pub fn check_every(&self, name: &str, interval: Duration) -> Arc<Check> {
         self.add(name, Some(interval))
+    }
+
+    /// The check of this name, when there is one.
+    pub fn find(&self, name: &str) -> Option<Arc<Check>> {
+        self.checks.with(|checks| checks.iter().find(|check| check.name == name).cloned())
     }
 
     /// Takes a check off the board, with the part that it stood for.

@@ -13,6 +13,7 @@ use sha2::{Digest, Sha256};
 use crate::base::gcra::Quota;
 use crate::base::time_parse;
 
+use super::checks;
 use super::fault::shown;
 use super::names::{ECHO, free, split};
 use super::nearest::nearest;
@@ -84,6 +85,8 @@ pub(super) fn build(raw: &Raw, site: &Site<'_>, report: &mut Report) -> Config {
             growth_per_day: raw.resources.growth_per_day,
         },
         history: History::from(&raw.history),
+        checks: checks::checks(raw, report),
+        recovery: checks::recovery(raw),
         auth: Auth {
             failures_max: raw.auth.failures_max,
             window: raw.auth.window.0,
@@ -353,7 +356,7 @@ fn limits(raw: &Raw, report: &mut Report) -> Vec<Limit> {
 }
 
 /// Names that stand in headers and metrics.
-fn plain_name(name: &str, place: &str, report: &mut Report) {
+pub(super) fn plain_name(name: &str, place: &str, report: &mut Report) {
     let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
     if !name.bytes().all(plain) {
         let text = format!("{} holds other characters", shown(name));

@@ -10,6 +10,7 @@
 //! - `x-reload`: `live`, or `restart` when a reload that changes it is refused.
 
 mod access;
+mod health;
 mod history;
 mod running;
 mod server;
@@ -20,6 +21,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use access::{RawAuth, RawKey, RawLimit, RawPer, RawRoutes};
+pub use health::{RawAffects, RawCheck, RawCheckKind, RawProbe, RawRecovery};
 pub use history::RawHistory;
 pub use running::{RawCache, RawNamespace, RawOverload, RawResources, RawUsage, RawWatch};
 pub use server::{RawFormat, RawLevel, RawLog, RawOps, RawServer, RawState};
@@ -50,6 +52,9 @@ pub const LIST_MAX: usize = 256;
 /// Most `[[limit]]` entries. Each costs every request that it covers some hundred nanoseconds.
 pub const LIMITS_MAX: usize = 16;
 
+/// Most `[[check]]` entries. Four threads run them.
+pub const CHECKS_MAX: usize = 64;
+
 /// Most requests or tokens a minute that can be written: far above what one machine passes on.
 pub const PER_MINUTE_MAX: u64 = 1_000_000_000;
 
@@ -69,6 +74,12 @@ pub struct Raw {
     pub resources: RawResources,
     /// What is remembered of all metrics, for `tidegate history`, alerts and the dashboard.
     pub history: RawHistory,
+    /// Something that is looked at now and then: a service beside the gateway, a disk, the gateway itself.
+    #[schemars(length(max = CHECKS_MAX))]
+    pub check: Vec<RawCheck>,
+    /// What is tried when memory runs short, threads hang or checks stay bad: first what costs nobody
+    /// anything, then more, and at last a call for the operator. Each step is told, and whether it helped.
+    pub recovery: RawRecovery,
     /// What becomes of those who show wrong keys.
     pub auth: RawAuth,
     /// A key that a client may present as `Authorization: Bearer …`, or as `x-api-key` or `api-key`.

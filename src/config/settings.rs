@@ -9,6 +9,8 @@ use std::time::Duration;
 use super::raw::RawHistory;
 use crate::base::gcra::Quota;
 
+pub use super::checks::{CheckSpec, Probe, Recovery, What};
+
 /// A valid configuration. Immutable: a reload makes another one.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -24,6 +26,10 @@ pub struct Config {
     pub resources: Resources,
     /// What is remembered of all metrics.
     pub history: History,
+    /// What is looked at now and then.
+    pub checks: Vec<CheckSpec>,
+    /// What is tried when something is wrong.
+    pub recovery: Recovery,
     /// What becomes of those who show wrong keys.
     pub auth: Auth,
     /// Who may ask; empty: anybody, and only on loopback.

@@ -52,7 +52,7 @@ impl BaseUrl {
 }
 
 /// A host in lower case, without brackets, and its port.
-fn host_and_port(authority: &str) -> Result<(String, Option<u16>), Refusal> {
+pub(super) fn host_and_port(authority: &str) -> Result<(String, Option<u16>), Refusal> {
     const PORT: Refusal = ("has no valid port", "write a port from 1 to 65535, or none");
     let port_of = |text: &str| match text.bytes().all(|b| b.is_ascii_digit()) {
         true => text.parse::<u16>().ok().filter(|port| *port > 0).ok_or(PORT),

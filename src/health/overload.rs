@@ -259,14 +259,32 @@ impl Machine {
 #[derive(Debug, Default)]
 pub struct Overload {
     level: AtomicU8,
+    /// Without what is forced.
+    own: AtomicU8,
+    /// No level below this is entered.
+    forced: AtomicU8,
     calm_ms: AtomicU64,
 }
 
 impl Overload {
     /// The level now.
     pub fn level(&self) -> Level {
-        let level = usize::from(self.level.load(Relaxed));
-        LEVELS.get(level).copied().unwrap_or_default()
+        numbered(&self.level)
+    }
+
+    /// The level that the samples ask for, whatever is forced.
+    pub fn own_level(&self) -> Level {
+        numbered(&self.own)
+    }
+
+    /// The lowest level that is allowed.
+    pub fn forced(&self) -> Level {
+        numbered(&self.forced)
+    }
+
+    /// From the next look on the level is at least this; [`Level::Normal`] ends it.
+    pub fn force(&self, least: Level) {
+        self.forced.store(least as u8, Relaxed);
     }
 
     /// Whether this is done now.
@@ -285,10 +303,19 @@ impl Overload {
         self.level.store(level as u8, Relaxed);
     }
 
+    /// Tells what the samples ask for. For the one who samples.
+    pub fn set_own_level(&self, level: Level) {
+        self.own.store(level as u8, Relaxed);
+    }
+
     /// Tells `overload.calm`.
     pub fn set_calm(&self, calm: Duration) {
         self.calm_ms.store(u64::try_from(calm.as_millis()).unwrap_or(u64::MAX), Relaxed);
     }
+}
+
+fn numbered(level: &AtomicU8) -> Level {
+    LEVELS.get(usize::from(level.load(Relaxed))).copied().unwrap_or_default()
 }
 
 #[cfg(test)]

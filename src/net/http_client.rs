@@ -96,6 +96,14 @@ impl Client {
     /// [`Kind::UpstreamMalformed`] (also for an answer that is too large), [`Kind::Draining`] after
     /// [`Client::close`], [`Kind::Internal`] for a `ca_file` or a key that cannot be used.
     pub fn get(&self, path: &str, deadline: Instant) -> Result<Answer> {
+        self.get_up_to(path, ANSWER_BYTES_MAX, deadline)
+    }
+
+    /// The same for an answer of at most `bytes_max`.
+    ///
+    /// # Errors
+    /// Those of [`Client::get`].
+    pub fn get_up_to(&self, path: &str, bytes_max: u64, deadline: Instant) -> Result<Answer> {
         let agent = self.agent()?;
         let request = agent.get(self.url(path)).header("accept", "application/json");
         let request = match &self.site.key {
@@ -105,7 +113,7 @@ impl Client {
         let left = self.left(deadline)?;
         let _waiting = heartbeat::waiting(Doing::Call(Phase::Answer), deadline);
         let request = request.config().timeout_global(Some(left)).build();
-        self.read(request.call())
+        self.read(request.call(), bytes_max)
     }
 
     /// Sends a JSON body to a path. Blocks until the answer is whole, at most until the deadline.
@@ -125,7 +133,7 @@ impl Client {
         let left = self.left(deadline)?;
         let _waiting = heartbeat::waiting(Doing::Call(Phase::Answer), deadline);
         let request = request.config().timeout_global(Some(left)).build();
-        self.read(request.send(body))
+        self.read(request.send(body), ANSWER_BYTES_MAX)
     }
 
     /// Ends the calls that run, from another thread, and refuses new ones. A TCP connect that is on
@@ -163,11 +171,12 @@ impl Client {
     fn read(
         &self,
         sent: std::result::Result<ureq::http::Response<ureq::Body>, ureq::Error>,
+        bytes_max: u64,
     ) -> Result<Answer> {
         let read = sent.and_then(|mut response| {
             let status = response.status().as_u16();
             // ureq refuses a body that fills its limit: one byte more is the largest that fits.
-            let limit = ANSWER_BYTES_MAX + 1;
+            let limit = bytes_max + 1;
             let body = response.body_mut().with_config().limit(limit).read_to_vec()?;
             Ok(Answer { status, body })
         });

@@ -21,6 +21,7 @@ pub(in crate::net) mod tests;
 
 use std::path::PathBuf;
 
+pub use connect::reach;
 pub use control::Control;
 pub use exchange::{Begin, Exchange, Now, Outgoing};
 pub use pause::pause;

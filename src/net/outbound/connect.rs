@@ -3,7 +3,7 @@
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 use rustls::pki_types::ServerName;
@@ -50,6 +50,15 @@ struct Tls {
     name: ServerName<'static>,
     /// With the certificates of `ca_file`; else the platform's, read at first use.
     config: Option<Arc<ClientConfig>>,
+}
+
+/// Connects to a place until the deadline, and closes the connection: whether anybody listens there.
+///
+/// # Errors
+/// [`Kind::UpstreamConnect`], or [`Kind::UpstreamTimeout`] at the deadline.
+pub fn reach(origin: &Origin, resolver: &Resolver, deadline: Instant) -> Result<()> {
+    let watch = Watch { client: None, deadline, phase: Phase::Connect };
+    Dialer::new(origin)?.dial(resolver, &watch, &Control::default()).map(drop)
 }
 
 impl Dialer {
