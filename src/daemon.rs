@@ -14,6 +14,7 @@ mod history;
 mod orders;
 mod overload;
 mod planes;
+mod recovery;
 mod reload;
 mod running;
 mod signals;

@@ -14,6 +14,7 @@ pub mod flow;
 pub mod lists;
 pub mod lockout;
 pub mod media;
+mod probes;
 pub mod metrics;
 pub mod rates;
 pub mod record;
@@ -32,6 +33,8 @@ use arc_swap::ArcSwap;
 
 use crate::base::clock;
 use crate::base::error::{Error, Kind};
+use crate::base::health::Board;
+use crate::base::heartbeat::Heartbeats;
 use crate::base::id::RequestId;
 use crate::config::settings::Routes;
 use crate::health::overload::{Action, Overload};
@@ -70,6 +73,8 @@ pub struct Gateway {
     accounts: Arc<Accounts>,
     answers: Answers,
     drill: Option<Arc<Drill>>,
+    board: Arc<Board>,
+    heartbeats: Arc<Heartbeats>,
 }
 
 /// What outlives the states of a gateway.
@@ -84,6 +89,8 @@ pub struct Parts {
     pub accounts: Arc<Accounts>,
     pub answers: Answers,
     pub drill: Option<Arc<Drill>>,
+    pub board: Arc<Board>,
+    pub heartbeats: Arc<Heartbeats>,
 }
 
 /// Why a request is refused, and what its answer says beside that.
@@ -105,8 +112,19 @@ impl Gateway {
     pub fn new(state: State, parts: Parts) -> Arc<Self> {
         parts.metrics.query.set_max(state.config.server.query_max as u64);
         let state = ArcSwap::from_pointee(state);
-        let Parts { metrics, calls, catalog, overload, rates, lockouts, accounts, answers, drill } =
-            parts;
+        let Parts {
+            metrics,
+            calls,
+            catalog,
+            overload,
+            rates,
+            lockouts,
+            accounts,
+            answers,
+            drill,
+            board,
+            heartbeats,
+        } = parts;
         Arc::new(Gateway {
             state,
             metrics,
@@ -118,6 +136,8 @@ impl Gateway {
             accounts,
             answers,
             drill,
+            board,
+            heartbeats,
         })
     }
 
@@ -174,6 +194,10 @@ impl Gateway {
                 return Err(Refused { error, key: None, fields: vec![("allow", allow)] });
             }
         };
+        // Probes have no key, and learn one word.
+        if let Some(Route::Healthz | Route::Readyz) = routes::route(row) {
+            return Ok(Admission { body_max: SMALL_BODY_MAX, route: row, key: None });
+        }
         let now = clock::now();
         let key = self.key(&state, head, peer, now)?;
         let refused = |error, fields| Refused { error, key: key.clone(), fields };
@@ -273,6 +297,11 @@ impl Gateway {
 
     /// Answers what needs no model.
     fn local(&self, request: &Request, state: &State) -> Result<Response, Error> {
+        match routes::route(request.route) {
+            Some(Route::Healthz) => return Ok(probes::live(&self.heartbeats)),
+            Some(Route::Readyz) => return Ok(probes::ready(&self.board)),
+            _ => {}
+        }
         let (config, catalog) = (&*state.config, &*self.catalog);
         let allowed = state.models(request.key.as_deref()).ok_or_else(lists::key_is_gone)?;
         match routes::route(request.route) {
@@ -299,7 +328,9 @@ impl Gateway {
                 let question = Question::parse(request.head.query())?.of_own(own)?;
                 Ok(self.accounts.answer(&question))
             }
-            Some(Route::Llm(_)) | None => Err(Error::new(Kind::Internal, "a route without a hand")),
+            Some(Route::Llm(_) | Route::Healthz | Route::Readyz) | None => {
+                Err(Error::new(Kind::Internal, "a route without a hand"))
+            }
         }
     }
 }
@@ -347,7 +378,9 @@ impl Service for Gateway {
             errors::response(&error, request.head.path())
         });
         record.finish(response.status, response.body.len() as u64);
-        response.headers.extend(self.limit_fields(&state, &request));
+        if !matches!(routes::route(request.route), Some(Route::Healthz | Route::Readyz)) {
+            response.headers.extend(self.limit_fields(&state, &request));
+        }
         Step::Respond(state.readable(&request.head.headers, response))
     }
 

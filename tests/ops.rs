@@ -43,7 +43,7 @@ fn health_is_told_in_the_words_that_probes_know() {
         assert_eq!(get(path).status(), 404, "{path}");
     }
     // The two planes do not mix.
-    for path in ["/livez", "/readyz", "/metrics"] {
+    for path in ["/livez", "/readyz/phase", "/metrics", "/limits"] {
         assert_eq!(daemon.ask(ask::get(path)).status(), 404, "{path} on the data plane");
     }
 }

@@ -15,6 +15,8 @@ pub enum Exit {
     Refused,
     /// No daemon answers (`EX_UNAVAILABLE`).
     Unavailable,
+    /// It asks to be started again: something hangs that only a restart cures (`EX_SOFTWARE`).
+    Restart,
     /// Not now: the daemon is busy or on its way out, or somebody else was faster (`EX_TEMPFAIL`).
     TryAgain,
     /// The daemon belongs to another user (`EX_NOPERM`).
@@ -25,12 +27,13 @@ pub enum Exit {
 
 impl Exit {
     /// All of them, in the order of their codes.
-    pub const ALL: [Exit; 8] = [
+    pub const ALL: [Exit; 9] = [
         Exit::Success,
         Exit::Failure,
         Exit::Usage,
         Exit::Refused,
         Exit::Unavailable,
+        Exit::Restart,
         Exit::TryAgain,
         Exit::NotYours,
         Exit::Config,
@@ -44,6 +47,7 @@ impl Exit {
             Exit::Usage => 64,
             Exit::Refused => 65,
             Exit::Unavailable => 69,
+            Exit::Restart => 70,
             Exit::TryAgain => 75,
             Exit::NotYours => 77,
             Exit::Config => 78,
@@ -63,6 +67,6 @@ mod tests {
 
     #[test]
     fn codes_are_unique_and_stay_what_they_are() {
-        assert_eq!(Exit::ALL.map(Exit::code), [0, 1, 64, 65, 69, 75, 77, 78]);
+        assert_eq!(Exit::ALL.map(Exit::code), [0, 1, 64, 65, 69, 70, 75, 77, 78]);
     }
 }

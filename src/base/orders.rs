@@ -27,6 +27,8 @@ pub enum Order {
     Reopen,
     /// Drain and stop, as SIGTERM does.
     Stop,
+    /// The same, with the exit code that asks to be started again.
+    Restart,
     /// Change the configuration.
     Config {
         /// How.

@@ -63,8 +63,9 @@ pub fn drain(running: Running, signals: &Signals) -> Exit {
         log::error!("store_left_behind");
     }
     log::info!("stopped");
+    let exit = running.exit;
     running.log.stop(LOG_STOP_MAX);
-    Exit::Success
+    exit
 }
 
 /// Waits until all is done or the deadline; false when a second signal came.

@@ -2,6 +2,7 @@
 
 use serde_json::json;
 
+use crate::base::exit::Exit;
 use crate::base::orders::{Asked, Order};
 use crate::config::ledger::Signature;
 
@@ -18,6 +19,10 @@ pub(super) fn carry_out(running: &mut Running, asked: Asked) -> bool {
         Order::Config { change, author, reason } => {
             let by = Signature::new(author.as_str(), reason.as_str());
             (running.change_config(change, &by), false)
+        }
+        Order::Restart => {
+            running.exit = Exit::Restart;
+            (Ok(json!({"stopping": true})), true)
         }
         Order::Stop => (Ok(json!({"stopping": true})), true),
     };

@@ -195,12 +195,21 @@ impl Work {
             } else {
                 self.switched_off(settings.calm)
             };
-            match change {
+            match self.forced(change) {
                 Some(change) => self.changed(&change),
-                None if due => self.give_back(self.machine.level()),
+                None if due => self.give_back(self.hands.overload.level()),
                 None => {}
             }
         }
+    }
+
+    /// The change as it is with what is forced: the level is the higher of the two.
+    fn forced(&self, change: Option<Change>) -> Option<Change> {
+        let (own, overload) = (self.machine.level(), &self.hands.overload);
+        overload.set_own_level(own);
+        let (from, to) = (overload.level(), own.max(overload.forced()));
+        let cause = change.and_then(|change| change.cause).filter(|_| to == own);
+        (from != to).then_some(Change { from, to, cause })
     }
 
     /// Back to normal at once.
@@ -294,6 +303,9 @@ fn pressure(level: Level) -> Pressure {
 fn told(change: &Change) -> String {
     let (from, to) = (change.from.as_str(), change.to.as_str());
     let Some((measure, value)) = change.cause else {
+        if change.to > change.from {
+            return format!("{from} -> {to}: a step of the recovery asks for it");
+        }
         return format!("{from} -> {to}: calm again");
     };
     let threshold = measure.enters().get((change.to as usize).wrapping_sub(1)).copied();

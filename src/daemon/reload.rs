@@ -169,6 +169,7 @@ impl Running {
         self.catalog.reconfigure(&config);
         self.folders.reconfigure(&config.cache);
         self.watch.reconfigure(config.overload.clone());
+        self.health.reconfigure(&config);
         self.recorder.reconfigure(&config.history);
         export(&self.registry, &[&config]);
         self.config = config;

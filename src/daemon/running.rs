@@ -10,6 +10,7 @@ use crossbeam_channel::Receiver;
 
 use crate::base::clock;
 use crate::base::events::Events;
+use crate::base::exit::Exit;
 use crate::base::health::Board;
 use crate::base::heartbeat::{Beat, Heartbeats};
 use crate::base::memory::{self, Trimmer};
@@ -45,7 +46,7 @@ use super::health::{Health, Seen};
 use super::history::Recorder;
 use super::overload::{Hands, Watch};
 use super::versions::Keeping;
-use super::{descriptors, planes, reload};
+use super::{descriptors, planes, recovery, reload};
 
 /// The main loop's own heartbeat: it wakes every second, and a reload takes less than this.
 const MAIN_SILENCE_MAX: Duration = Duration::from_secs(30);
@@ -78,6 +79,8 @@ pub struct Running {
     pub(super) descriptors: u64,
     /// What snapshots tell of the configuration.
     pub(super) configured: Arc<Shown>,
+    /// The code that the process ends with.
+    pub(super) exit: Exit,
     /// Orders to the main loop, and where they are put.
     pub(super) orders: Receiver<Asked>,
     pub(super) desk: Desk,
@@ -156,7 +159,8 @@ impl Running {
         let resolver = Arc::new(Resolver::system(&registry));
         let beats = Arc::clone(&heartbeats);
         let catalog = Catalog::start(&config, Arc::clone(&resolver), &registry, beats);
-        let links = Arc::new(Links::new(Arc::clone(&registry), Arc::clone(&events), resolver));
+        let (of_links, for_checks) = (Arc::clone(&resolver), resolver);
+        let links = Arc::new(Links::new(Arc::clone(&registry), Arc::clone(&events), of_links));
         let calls = Calls::new();
         reload::export(&registry, &[&config]);
         let addresses_max = config.server.addresses_max;
@@ -170,6 +174,8 @@ impl Running {
         let overload = Arc::new(Overload::default());
         let answers = cached::answers(&config.cache, &registry);
         let accounts = Accounts::new(&config.usage, &registry);
+        let drill = Drill::allowed(&|name| std::env::var(name).ok());
+        let drills = drill.is_some();
         let parts = Parts {
             metrics,
             calls: Arc::clone(&calls),
@@ -179,7 +185,9 @@ impl Running {
             lockouts,
             accounts: Arc::clone(&accounts),
             answers: answers.clone(),
-            drill: Drill::allowed(&|name| std::env::var(name).ok()),
+            drill,
+            board: Arc::clone(&board),
+            heartbeats: Arc::clone(&heartbeats),
         };
         let gateway = Gateway::new(state, parts);
 
@@ -236,6 +244,14 @@ impl Running {
             level if level >= Action::CachesTrimmed.from() => kept.trim(0.5),
             _ => {}
         });
+        let helping = recovery::Hands {
+            overload: Arc::clone(&overload),
+            trimmers: Arc::clone(&trimmers),
+            links: Arc::clone(&links),
+            events: Arc::clone(&events),
+            desk: desk.clone(),
+            engines: [("data-", data.throttle()), ("ops-", ops.throttle())],
+        };
         let hands = Hands {
             overload,
             trimmers,
@@ -260,8 +276,12 @@ impl Running {
             registry: Arc::clone(&registry),
             events: Arc::clone(&events),
             links: Arc::clone(&links),
+            resolver: for_checks,
+            data: data.address(),
+            drills,
         };
-        let health = Health::start(seen).map_err(|error| Refusal::Thread("health", error))?;
+        let health = Health::start(&config, seen, helping)
+            .map_err(|error| Refusal::Thread("health", error))?;
         Ok(Running {
             config_path,
             config,
@@ -287,6 +307,7 @@ impl Running {
             configured,
             orders,
             desk,
+            exit: Exit::Success,
             beat,
             trimmer: Trimmer::new(clock::now()),
             trims,

@@ -27,6 +27,10 @@ pub enum Route {
     Usage,
     /// `GET /`.
     Root,
+    /// `GET /healthz`: whether the process lives.
+    Healthz,
+    /// `GET /readyz`: whether requests are welcome.
+    Readyz,
 }
 
 impl Route {
@@ -64,6 +68,10 @@ const TABLE: &[(&str, Route, &[Method])] = &[
     ("/api/ps", Route::Ps, &[Method::Get, Method::Head]),
     ("/api/version", Route::Version, &[Method::Get, Method::Head]),
     ("/usage", Route::Usage, &[Method::Get, Method::Head]),
+    ("/healthz", Route::Healthz, &[Method::Get, Method::Head]),
+    ("/health", Route::Healthz, &[Method::Get, Method::Head]),
+    ("/readyz", Route::Readyz, &[Method::Get, Method::Head]),
+    ("/ready", Route::Readyz, &[Method::Get, Method::Head]),
     ("/", Route::Root, &[Method::Get, Method::Head]),
 ];
 

@@ -12,6 +12,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::os::fd::{AsFd, AsRawFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender};
@@ -216,6 +217,9 @@ impl Park {
             }
             if self.shared.draining() {
                 self.close_idle(now, Duration::ZERO);
+            } else if self.shared.pressure.idle_now.swap(false, Relaxed) {
+                let closed = self.close_idle(now, Duration::ZERO);
+                (0..closed).for_each(|_| self.shared.pressure.closed_idle());
             } else if let Some(idle_max) = self.shared.pressure.idle_max() {
                 let closed = self.close_idle(now, idle_max);
                 (0..closed).for_each(|_| self.shared.pressure.closed_idle());

@@ -27,6 +27,8 @@ pub struct Pressure {
 pub(super) struct Gauge {
     /// Whether there is any: the one look that each request costs.
     any: AtomicBool,
+    /// Whether idle connections are to be closed once.
+    pub(super) idle_now: AtomicBool,
     now: ArcSwap<Pressure>,
     closed_busy: Arc<Counter>,
     closed_idle: Arc<Counter>,
@@ -42,6 +44,7 @@ impl Gauge {
         };
         Gauge {
             any: AtomicBool::new(false),
+            idle_now: AtomicBool::new(false),
             now: ArcSwap::from_pointee(Pressure::default()),
             closed_busy: closed("answered"),
             closed_idle: closed("idle"),
@@ -122,6 +125,19 @@ impl Throttle {
     /// How long requests waited for a worker.
     pub fn queue_waits(&self) -> &Arc<Histogram> {
         self.shared.line.waits()
+    }
+
+    /// Closes the connections that are idle now.
+    pub fn close_idle(&self) {
+        self.shared.pressure.idle_now.store(true, Relaxed);
+        self.shared.inbox.wake();
+    }
+
+    /// So many workers hang and are none of the ready ones any more: others are started in their places,
+    /// within the limit on threads.
+    pub fn replace_workers(&self, hung: usize) {
+        self.shared.workers.lose(hung);
+        self.shared.inbox.wake();
     }
 
     /// Asks the engine to use less, or no longer.

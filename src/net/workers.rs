@@ -78,6 +78,8 @@ pub struct Workers {
     threads: AtomicUsize,
     /// Threads that run an exchange or stay with a connection.
     occupied: AtomicUsize,
+    /// Threads that hang, as whoever watches over them has found.
+    hung: AtomicUsize,
     /// The operating system refused a thread that is needed.
     short: AtomicBool,
     gauge: Arc<Limit>,
@@ -109,6 +111,7 @@ impl Workers {
             ready,
             threads: AtomicUsize::new(0),
             occupied: AtomicUsize::new(0),
+            hung: AtomicUsize::new(0),
             short: AtomicBool::new(false),
             gauge,
             handles: Locked::new(Rank::Leaf, Handles::default()),
@@ -187,8 +190,15 @@ impl Workers {
         left
     }
 
+    /// So many threads hang: they are not among the ready ones. The parking thread starts others.
+    pub fn lose(&self, hung: usize) {
+        self.hung.store(hung, SeqCst);
+        self.short.store(true, SeqCst);
+    }
+
     fn spare(&self) -> usize {
-        self.threads.load(SeqCst).saturating_sub(self.occupied.load(SeqCst))
+        let busy = self.occupied.load(SeqCst) + self.hung.load(SeqCst);
+        self.threads.load(SeqCst).saturating_sub(busy)
     }
 }
 
@@ -298,7 +308,8 @@ fn run(shared: &Arc<Shared>, beat: &Beat) {
             Err(RecvTimeoutError::Timeout) => {
                 // One thread at a time may leave, so that two do not both think they are spare.
                 let leave = workers.threads.fetch_update(SeqCst, SeqCst, |threads| {
-                    let spare = threads.saturating_sub(workers.occupied.load(SeqCst));
+                    let busy = workers.occupied.load(SeqCst) + workers.hung.load(SeqCst);
+                    let spare = threads.saturating_sub(busy);
                     (spare > workers.ready).then(|| threads - 1)
                 });
                 if leave.is_ok() {
