@@ -97,7 +97,7 @@ impl Health {
         checks.reconfigure(&config.checks);
         let recovery =
             Ladder::new(hands, Arc::clone(&settings), &seen.board, &seen.registry, seen.drills);
-        let work = Work {
+        let mut work = Work {
             adopted: specs.load_full(),
             specs: Arc::clone(&specs),
             checks,
@@ -109,6 +109,9 @@ impl Health {
             before: None,
             seen,
         };
+        // So that every series is there from the start.
+        work.dependencies.look(&work.seen.board, &work.seen.links);
+        work.status(clock::now());
         let thread = thread::spawn(NAME, move || work.run(&stopped, &beat))?;
         let (stop, thread) = (Some(stop), Some(thread));
         Ok(Health { stop, thread, guard, checks: specs, recovery: settings })
