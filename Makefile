@@ -65,10 +65,12 @@ fuzz:
 # Never overwrites a configuration that exists. Run `make` first, as a plain user.
 install:
 	@test -x $(PROGRAM) || { echo "run make first, as a plain user"; exit 1; }
-	install -d "$(DESTDIR)$(BINDIR)" "$(DESTDIR)$(MANDIR)/man5" "$(DESTDIR)$(MANDIR)/man8" \
+	install -d "$(DESTDIR)$(BINDIR)" "$(DESTDIR)$(MANDIR)/man5" "$(DESTDIR)$(MANDIR)/man7" \
+	  "$(DESTDIR)$(MANDIR)/man8" \
 	  "$(DESTDIR)$(DOCDIR)" "$(DESTDIR)$(UNITDIR)" "$(DESTDIR)$(SYSCONFDIR)/tidegate"
 	install -m 0755 $(PROGRAM) "$(DESTDIR)$(BINDIR)/tidegate"
 	install -m 0644 man/tidegate.toml.5 "$(DESTDIR)$(MANDIR)/man5/tidegate.toml.5"
+	install -m 0644 man/tidegate-runbook.7 "$(DESTDIR)$(MANDIR)/man7/tidegate-runbook.7"
 	install -m 0644 man/tidegate.8 "$(DESTDIR)$(MANDIR)/man8/tidegate.8"
 	install -m 0644 conf/tidegate.full.toml "$(DESTDIR)$(DOCDIR)/tidegate.full.toml"
 	install -m 0644 conf/tidegate.service "$(DESTDIR)$(UNITDIR)/tidegate.service"

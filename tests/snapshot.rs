@@ -96,6 +96,8 @@ fn a_snapshot_tells_what_the_other_routes_tell_and_what_the_kernel_knows() {
     let requests = document["metrics"]["tidegate_http_requests_total"].as_object().unwrap();
     let sum: f64 = requests.values().map(|value| value.as_f64().unwrap()).sum();
     assert!(sum >= 5.0, "{requests:?}");
+    assert!(document["config"]["in_force"].is_object(), "{}", document["config"]["in_force"]);
+    assert!(document["history"]["process_open_fds"].is_object(), "{}", document["history"]);
     assert!(document["usage"]["totals"].is_object(), "{}", document["usage"]);
     // The command asks the socket first; the ops plane has the same, and a page of another site does not get it.
     assert_eq!(wire::ask(daemon.ops, ask::get("/snapshot")).status(), 200);

@@ -64,6 +64,8 @@ mod rates;
 mod regression;
 // Everything that is kept has a limit, which holds under load and is shown.
 mod registry;
+// The commands of the runbook, each of them run.
+mod runbook;
 // SIGHUP, good and bad files.
 mod reload;
 // Drain, second signal, log files.

@@ -110,10 +110,7 @@ impl Top {
                 Ok(sample) => sample,
                 Err(exit) => return exit,
             };
-            let line = match serde_json::to_value(View::of(&before, &sample)) {
-                Ok(value) => value,
-                Err(_) => Value::Null,
-            };
+            let line = serde_json::to_value(View::of(&before, &sample)).unwrap_or(Value::Null);
             match answer(&format!("{line}\n")) {
                 Exit::Success => {}
                 exit => return exit,

@@ -68,7 +68,20 @@ const SECTIONS: &[Section] = &[
     ("cgroup", |_| system::cgroup()),
     ("system", |_| system::system()),
     ("metrics", metrics),
-    ("history", |source| source.json("/history")),
+    ("history", history),
+];
+
+/// Metrics whose last quarter of an hour is told, each with how its values are taken together. What
+/// there is beside them can be asked for while the daemon runs.
+const HISTORY: &[(&str, &str)] = &[
+    ("tidegate_http_requests_total", "rate"),
+    ("tidegate_http_request_seconds", "p95"),
+    ("tidegate_first_token_seconds", "p95"),
+    ("tidegate_upstream_attempts_total", "rate"),
+    ("tidegate_limit_now", "max"),
+    ("tidegate_overload_level", "max"),
+    ("process_resident_memory_bytes", "max"),
+    ("process_open_fds", "max"),
 ];
 
 /// What sections are taken from.
@@ -212,7 +225,12 @@ fn about(source: &Source<'_>) -> Found {
 fn config(source: &Source<'_>) -> Found {
     let seen = &source.seen;
     let path = seen.path.as_ref().map(|path| path.display().to_string());
-    Ok(json!({ "file": path, "settings": seen.print.lines().collect::<Vec<_>>() }))
+    let overview = source.handler.parts.config.as_ref();
+    Ok(json!({
+        "file": path,
+        "in_force": overview.map(|overview| overview.document()),
+        "settings": seen.print.lines().collect::<Vec<_>>(),
+    }))
 }
 
 fn events(source: &Source<'_>) -> Found {
@@ -227,6 +245,16 @@ fn events(source: &Source<'_>) -> Found {
         })
     };
     Ok(source.handler.parts.events.recent().into_iter().rev().map(row).collect())
+}
+
+/// The last minutes, metric by metric.
+fn history(source: &Source<'_>) -> Found {
+    let mut found = Map::new();
+    for (metric, reduce) in HISTORY {
+        let answer = source.json(&format!("/history?metric={metric}&from=-15m&fn={reduce}"));
+        found.insert((*metric).to_owned(), answer.unwrap_or_else(|why| json!({ "missing": why })));
+    }
+    Ok(Value::Object(found))
 }
 
 /// Every series, as `/metrics` has it, by name: its help and type would only repeat what is known.

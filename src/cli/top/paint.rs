@@ -107,6 +107,8 @@ fn head(view: &View) -> Vec<Line> {
     let mut title = title
         .and(Style::Plain, "  ")
         .and(phase, format!("{}{}", view.phase, if view.ready { "" } else { ", not ready" }))
+        .and(Style::Plain, "  ")
+        .and(if view.status == "healthy" { Style::Plain } else { Style::Bad }, view.status.clone())
         .and(Style::Plain, "  load ")
         .and(level, view.level.clone())
         .and(Style::Plain, format!("  up {}", time(view.uptime_seconds)));
@@ -256,6 +258,7 @@ mod tests {
         View {
             phase: "ready".into(),
             ready: true,
+            status: "healthy".into(),
             level: "normal".into(),
             uptime_seconds: 3700.0,
             upstreams: (0..30).map(upstream).collect(),
@@ -275,7 +278,7 @@ mod tests {
         let full = screen(&view(), 80, 24);
         assert_eq!(full.len(), 24, "events take what is left");
         let text: Vec<String> = full.iter().map(Line::plain).collect();
-        assert!(text[0].contains("ready  load normal  up 1h 1m"), "{}", text[0]);
+        assert!(text[0].contains("ready  healthy  load normal  up 1h 1m"), "{}", text[0]);
         assert!(text[2].contains("p50 12.3 ms   p95 2.0 s     p99 -"), "{}", text[2]);
         assert!(
             text.iter().any(|line| line.starts_with("u0        open 27s     1/64")),

@@ -14,6 +14,8 @@ pub(super) struct Sample {
     pub version: String,
     pub phase: String,
     pub ready: bool,
+    /// `healthy`, `degraded` or `unhealthy`.
+    pub status: String,
     pub level: String,
     pub started: f64,
     pub cpu_seconds: f64,
@@ -94,7 +96,7 @@ impl Sample {
     pub(super) fn of(document: &Value) -> Self {
         let process = &document["process"];
         let number = |key: &str| process[key].as_u64().unwrap_or(0);
-        let metrics = &document["metrics"];
+        let (metrics, health) = (&document["metrics"], &document["health"]);
         let limits: Vec<Limit> = rows(&document["limits"]).map(limit).collect();
         Sample {
             at: document["at"].as_f64().unwrap_or(0.0),
@@ -112,7 +114,8 @@ impl Sample {
             first_token: Histogram::of(&metrics["tidegate_first_token_seconds"]),
             upstreams: upstreams(document, &limits),
             limits,
-            checks: rows(&document["checks"]).filter_map(check).collect(),
+            status: text(health, "status"),
+            checks: rows(&health["checks"]).filter_map(check).chain(late(health)).collect(),
             events: rows(&document["events"]).map(event).collect(),
         }
     }
@@ -141,8 +144,15 @@ fn check(row: &Value) -> Option<(String, String)> {
     }
     let reason = text(row, "reason");
     let told = if reason.is_empty() { state } else { format!("{state}: {reason}") };
-    let name = text(row, "check");
-    Some((if name.is_empty() { text(row, "name") } else { name }, told))
+    Some((text(row, "name"), told))
+}
+
+/// Threads that hang.
+fn late(health: &Value) -> impl Iterator<Item = (String, String)> {
+    rows(&health["threads"]["late"]).map(|thread| {
+        let name = thread.as_str().map(clean).unwrap_or_else(|| text(thread, "name"));
+        (format!("thread {name}"), "hangs".to_owned())
+    })
 }
 
 fn event(row: &Value) -> Event {
@@ -292,21 +302,27 @@ mod tests {
 
     #[test]
     fn a_document_of_any_form_is_read() {
-        for document in [
-            json!(null),
-            json!([]),
-            json!({"metrics": [], "limits": {"a": 1}}),
-            json!({
-                "limits": [1, null, {"limit": "upstream.concurrency_max"}],
-                "breakers": [{"upstream": "a\u{1b}[2J", "state": "open", "next_try_seconds": 3}],
-                "metrics": {"tidegate_upstream_attempts_total": {"rows": [[], [1, 2], ["a", "b", "c"]]},
-                    "tidegate_http_request_seconds": {"bounds": [1, "x"], "rows": [[[["y"], 1]], [3]]}},
-                "checks": [{"check": "c", "state": "failed"}], "events": ["x"],
-            }),
-        ] {
-            let sample = Sample::of(&document);
-            assert!(sample.upstreams.iter().all(|u| !u.name.contains('\u{1b}')));
+        for document in [json!(null), json!([]), json!({"metrics": [], "limits": {"a": 1}})] {
+            assert!(Sample::of(&document).upstreams.is_empty());
         }
+        let sample = Sample::of(&json!({
+            "limits": [1, null, {"limit": "upstream.concurrency_max"}],
+            "breakers": [{"upstream": "a\u{1b}[2J", "state": "open", "next_try_seconds": 3}],
+            "metrics": {
+                "tidegate_upstream_attempts_total": {"rows": [[], [1, 2], ["a", "b", "c"]]},
+                "tidegate_http_request_seconds": {
+                    "bounds": [1, "x"], "rows": [[[["y"], 1]], [3]],
+                },
+            },
+            "health": {
+                "checks": [{"name": "c", "state": "failed"}, 1],
+                "threads": {"late": ["t", 2]},
+            },
+            "events": ["x"],
+        }));
+        assert!(sample.upstreams.iter().all(|upstream| !upstream.name.contains('\u{1b}')));
+        assert_eq!(sample.checks[0], ("c".into(), "failed".into()));
+        assert_eq!(sample.checks[2], ("thread t".into(), "hangs".into()));
         assert_eq!(clean("a\u{1b}[2Jb\u{202e}c\n"), "a·[2Jb·c·");
     }
 }
