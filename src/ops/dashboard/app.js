@@ -123,9 +123,10 @@ class Page {
     } catch {
       // Without a history there is what came since the page was opened.
     }
-    // The last minutes go on by themselves; a longer time is asked for again, and a daemon that has just begun.
+    // The last minutes go on by themselves; a longer time is asked for again, and a daemon that has just begun
+    // has its first look at everything within seconds.
     const empty = this.before.every((points) => points.length === 0);
-    if (empty || name !== RANGES[0][0]) this.again = setTimeout(() => this.remember(), Math.max(30, step) * 1000);
+    if (empty || name !== RANGES[0][0]) this.again = setTimeout(() => this.remember(), empty ? 4000 : Math.max(30, step) * 1000);
   }
 
   /** Shows another time. */
@@ -151,7 +152,7 @@ class Page {
     const shown = this.latest;
     if (!shown || document.hidden) return;
     attribute(document.body, "data-number", shown.number);
-    this.drawHead(shown);
+    this.drawHead(shown, sections.alerts(shown));
     TILES.forEach((tile, at) => this.drawTile(tile, this.tiles[at], shown));
     this.charts.forEach((chart, at) => {
       const { points, from, step } = this.points(at, shown.at);
@@ -164,13 +165,13 @@ class Page {
     sections.events(shown, this.eventsMore);
   }
 
-  drawHead(shown) {
+  drawHead(shown, firing) {
     const { status } = shown.health;
     const [kind, sign, word] = shown.phase !== "ready" ? ["bad", "✕", shown.phase] : STATES[status] ?? ["warn", "!", status];
     attribute(byId("state"), "data-kind", kind);
     text(byId("state").firstElementChild, sign);
     text(byId("state-word"), word);
-    document.title = `${word} · Tidegate`;
+    document.title = `${firing > 0 ? `(${firing}) ` : ""}${word} · Tidegate`;
     const facts = [["up", format.span(shown.at - shown.process.start_time_seconds)], ["version", shown.version]];
     if (shown.config) facts.push(["config", configuration(shown.config)]);
     list(byId("facts"), facts, ([name]) => name, ([name]) => el("div", {}, el("dt", {}, name), el("dd")),

@@ -23,12 +23,14 @@ function trim(points) {
   return points.slice(Math.max(0, points.findIndex(some)), points.findLastIndex(some) + 1);
 }
 
-/** Adds up what of each moment is known; null where nothing is. */
-function together(rows, length) {
-  const out = new Array(length).fill(null);
-  for (const row of rows) {
-    row.forEach((value, at) => {
-      if (value !== null) out[at] = (out[at] ?? 0) + value;
+/** Adds up the series that `pick` takes. Null where nothing at all is known; where others are, a series that is
+ * not there was nothing: no request was ever refused, for one. */
+function together({ series, times }, pick) {
+  const out = new Array(times.length).fill(null);
+  for (const { labels, values } of series) {
+    const counts = !pick || pick(labels);
+    values.forEach((value, at) => {
+      if (value !== null) out[at] = (out[at] ?? 0) + (counts ? value : 0);
     });
   }
   return out;
@@ -51,9 +53,7 @@ export async function past(charts, from, to, step) {
     const moments = new Map();
     answers.forEach((answer, line) => {
       if (!answer) return;
-      const { pick } = lines[line].past;
-      const series = answer.series.filter((row) => !pick || pick(row.labels));
-      together(series.map((row) => row.values), answer.times.length).forEach((value, at) => {
+      together(answer, lines[line].past.pick).forEach((value, at) => {
         const middle = Math.min(answer.times[at] + answer.step / 2, to);
         if (!moments.has(middle)) moments.set(middle, lines.map(() => null));
         moments.get(middle)[line] = value;

@@ -170,6 +170,40 @@ export function health({ health: { checks, threads } }) {
   });
 }
 
+const SEVERITIES = { critical: "bad", warning: "warn", info: "info" };
+const ORDER = ["critical", "warning", "info"];
+
+/** Alerts that fire, the gravest first, then those that may fire soon. A new one is said aloud; a figure
+ * that changes is not. Gives the number of those that fire. */
+export function alerts({ alerts: view }) {
+  const rank = (row) => (row.state === "firing" ? 0 : 10) + (row.silenced_by || row.muted_by ? 5 : 0) + ORDER.indexOf(row.severity);
+  const rows = [...(view?.alerts ?? [])].sort((a, b) => rank(a) - rank(b));
+  const lost = view?.undelivered > 0 || view?.lost > 0;
+  const firing = rows.filter((row) => row.state === "firing" && !row.silenced_by && !row.muted_by).length;
+  attribute(byId("alerts-section"), "hidden", rows.length > 0 || lost ? null : "");
+  attribute(byId("alerts-section"), "data-firing", firing > 0 ? firing : null);
+  const line = () => el("li", {}, badge(), el("span", { class: "what" }), el("span", { class: "why" }));
+  const told = rows.map((row) => {
+    const calm = row.state !== "firing" || row.silenced_by || row.muted_by;
+    const labels = Object.entries(row.labels ?? {}).filter(([name]) => !["alertname", "severity"].includes(name)).map(([name, value]) => `${name} ${value}`);
+    const quiet = row.silenced_by ? "silenced" : row.muted_by ? `muted by ${row.muted_by}` : row.told ? "told" : "not told yet";
+    return {
+      key: row.fingerprint, kind: calm ? "idle" : SEVERITIES[row.severity] ?? "warn", word: row.state === "firing" ? row.severity : row.state,
+      what: row.text || row.summary, why: [row.text ? row.summary : "", row.rule, ...labels, `since ${format.full(new Date(row.since).getTime() / 1000)}`, row.state === "firing" ? quiet : ""].filter(Boolean).join(" · "),
+    };
+  });
+  if (lost) {
+    told.push({ key: "undelivered", kind: "warn", word: "delivery", what: `${view.undelivered} alerts wait to be delivered, ${view.lost} were lost`,
+      why: view.channels.filter((channel) => channel.failing_since).map((channel) => `${channel.name}: ${channel.why ?? "failing"}`).join(" · ") });
+  }
+  list(byId("alerts"), told, (row) => row.key, line, (node, row) => {
+    setBadge(node.children[0], row.kind, row.word);
+    text(node.children[1], row.what);
+    text(node.children[2], row.why);
+  });
+  return firing;
+}
+
 const LEVELS = { error: "bad", warn: "warn", info: "info", debug: "idle", trace: "idle" };
 
 export function events(document, more) {
