@@ -9,6 +9,7 @@ pub mod folder;
 pub mod gcra;
 pub mod health;
 pub mod heartbeat;
+pub mod hold;
 pub mod id;
 pub mod lock;
 pub mod logsite;

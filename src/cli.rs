@@ -7,14 +7,17 @@ mod check;
 mod client;
 mod completions;
 mod config;
+mod drain;
 mod import;
 mod history;
 mod key;
 mod limits;
+mod logs;
 mod order;
 mod output;
 mod run;
 mod snapshot;
+mod status;
 mod top;
 mod usage;
 
@@ -38,6 +41,9 @@ struct Cli {
 enum Command {
     Run(run::Run),
     Check(check::Check),
+    Status(status::Status),
+    Logs(logs::Logs),
+    Drain(drain::Drain),
     Limits(limits::Limits),
     Breaker(breaker::Breaker),
     Cache(cache::Cache),
@@ -64,6 +70,9 @@ fn execute(args: impl IntoIterator<Item = std::ffi::OsString>) -> Exit {
         Ok(cli) => match cli.command {
             Command::Run(command) => command.execute(),
             Command::Check(command) => command.execute(),
+            Command::Status(command) => command.execute(),
+            Command::Logs(command) => command.execute(),
+            Command::Drain(command) => command.execute(),
             Command::Limits(command) => command.execute(),
             Command::Breaker(command) => command.execute(),
             Command::Cache(command) => command.execute(),

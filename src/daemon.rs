@@ -11,6 +11,7 @@ mod drain;
 mod folders;
 mod health;
 mod history;
+mod manager;
 mod orders;
 mod overload;
 mod planes;
@@ -71,6 +72,7 @@ pub fn run(config_path: Option<PathBuf>) -> Exit {
 /// The loop. Ends with the process.
 fn serve(mut running: Running, signals: &Signals) -> Exit {
     running.board.set_phase(Phase::Ready);
+    running.manager.ready("ready");
     log::info!(
         data = running.data_address().to_string(),
         ops = running.ops_address().to_string(),

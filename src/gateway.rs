@@ -35,6 +35,7 @@ use crate::base::clock;
 use crate::base::error::{Error, Kind};
 use crate::base::health::Board;
 use crate::base::heartbeat::Heartbeats;
+use crate::base::hold::Hold;
 use crate::base::id::RequestId;
 use crate::config::settings::Routes;
 use crate::health::overload::{Action, Overload};
@@ -68,6 +69,7 @@ pub struct Gateway {
     calls: Arc<Calls>,
     catalog: Arc<Catalog>,
     overload: Arc<Overload>,
+    hold: Arc<Hold>,
     rates: Rates,
     lockouts: Lockouts,
     accounts: Arc<Accounts>,
@@ -84,6 +86,7 @@ pub struct Parts {
     pub calls: Arc<Calls>,
     pub catalog: Arc<Catalog>,
     pub overload: Arc<Overload>,
+    pub hold: Arc<Hold>,
     pub rates: Rates,
     pub lockouts: Lockouts,
     pub accounts: Arc<Accounts>,
@@ -117,6 +120,7 @@ impl Gateway {
             calls,
             catalog,
             overload,
+            hold,
             rates,
             lockouts,
             accounts,
@@ -131,6 +135,7 @@ impl Gateway {
             calls,
             catalog,
             overload,
+            hold,
             rates,
             lockouts,
             accounts,
@@ -218,6 +223,10 @@ impl Gateway {
             charged.map_err(|error| refused(error, state.plan.fields(&who, now)))?;
         }
         let body_max = match route {
+            Some(Route::Llm(_)) if self.hold.on() => {
+                let context = "the gateway takes no new model calls now: its operator drains it";
+                return Err(refused(Error::new(Kind::Draining, context), Fields::new()));
+            }
             Some(Route::Llm(_)) if self.overload.does(Action::CallsRefused) => {
                 let context = "the gateway is overloaded and takes no new model calls; \
                                try again shortly";

@@ -14,6 +14,7 @@ pub mod http_client;
 mod inbox;
 mod intake;
 mod line;
+pub mod notify;
 pub mod outbound;
 mod park;
 pub mod pressure;

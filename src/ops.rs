@@ -30,6 +30,7 @@ mod parts;
 mod probes;
 pub mod shown;
 pub mod snapshot;
+mod status;
 
 use dashboard::Pages;
 use live::Live;
@@ -85,6 +86,7 @@ impl OpsHandler {
             }
             "readyz" | "ready" => &|| self.ready(now).answer("readyz", part, query),
             "metrics" if part.is_none() => &|| Some(self.metrics()),
+            "status" if part.is_none() => &|| Some(status::answer(&self.parts, now)),
             "limits" if part.is_none() => &|| Some(limits::answer(&self.parts.registry)),
             "breakers" if part.is_none() => &|| Some(self.breakers()),
             "cache" if part.is_none() => &|| Some(cache::answer(self.parts.answers.as_ref())),
@@ -157,8 +159,8 @@ impl OpsHandler {
 
 fn not_found(path: &str) -> Response {
     let text = format!(
-        "no {path} here; ask for /, /livez, /readyz, /health, /metrics, /limits, /breakers, /cache, \
-         /config, /history, /usage or /live"
+        "no {path} here; ask for /, /livez, /readyz, /health, /status, /metrics, /limits, /breakers, \
+         /cache, /config, /history, /usage or /live"
     );
     problem(&Error::new(Kind::NotFound, text))
 }

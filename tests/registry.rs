@@ -35,6 +35,8 @@ fn stays(limit: &str, owner: &str) -> bool {
         "config.rejected_max",
         "config.versions_max",
         "events.history_max",
+        "log.recent_max",
+        "log.recent_bytes",
         "events.kinds_max",
         "heartbeats_max",
         "history.disk_max",
@@ -303,7 +305,7 @@ fn the_command_shows_what_the_ops_plane_says() {
         assert!(error.contains(says), "{error}");
     };
     let nobody = format!("127.0.0.1:{}", free_port());
-    fails(&["limits", "--ops", &nobody], 1, "nothing answers at");
+    fails(&["limits", "--ops", &nobody], 69, "nothing answers at");
     fails(&["limits", "--ops", &daemon.addr.to_string()], 1, "answered 404");
     fails(&["limits", "--config", "/nonexistent.toml"], 78, "no such file");
 }

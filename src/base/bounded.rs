@@ -302,6 +302,13 @@ impl<T> History<T> {
         oldest
     }
 
+    /// Takes out the oldest entry.
+    pub fn pop(&mut self) -> Option<T> {
+        let oldest = self.entries.pop_front();
+        self.part.set(self.entries.len());
+        oldest
+    }
+
     /// All entries, oldest first.
     pub fn iter(&self) -> vec_deque::Iter<'_, T> {
         self.entries.iter()

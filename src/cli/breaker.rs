@@ -1,7 +1,9 @@
 //! `tidegate breaker`.
 
-use clap::Args;
-use serde_json::Value;
+use std::time::Duration;
+
+use clap::{Args, Subcommand};
+use serde_json::{Value, json};
 
 use super::client::{Ask, table};
 use crate::base::exit::Exit;
@@ -12,13 +14,59 @@ use crate::base::exit::Exit;
 /// are those of the last ten seconds.
 #[derive(Debug, Args)]
 pub(super) struct Breaker {
+    #[command(subcommand)]
+    command: Option<Command>,
     #[command(flatten)]
     ask: Ask,
 }
 
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Leave an upstream alone, or one of its models, whatever its answers
+    Open(Held),
+    /// Ask it, whatever its answers
+    Close(Held),
+    /// Let its answers decide again
+    Auto {
+        /// `upstream` or `upstream/model`
+        target: String,
+    },
+}
+
+#[derive(Debug, Args)]
+struct Held {
+    /// `upstream` or `upstream/model`
+    target: String,
+    /// For how long; then its answers decide again
+    #[arg(long = "for", value_name = "TIME", default_value = "10m", value_parser = time)]
+    lasting: Duration,
+}
+
+fn time(text: &str) -> Result<Duration, String> {
+    let time = humantime::parse_duration(text).map_err(|error| error.to_string())?;
+    if time.as_secs() == 0 { Err("write a second or more".to_owned()) } else { Ok(time) }
+}
+
 impl Breaker {
     pub(super) fn execute(self) -> Exit {
-        self.ask.show("/breakers", text)
+        let (target, to, lasting) = match self.command {
+            None => return self.ask.show("/breakers", text),
+            Some(Command::Open(held)) => (held.target, "open", Some(held.lasting)),
+            Some(Command::Close(held)) => (held.target, "closed", Some(held.lasting)),
+            Some(Command::Auto { target }) => (target, "auto", None),
+        };
+        let (upstream, model) = match target.split_once('/') {
+            Some((upstream, model)) => (upstream, Some(model)),
+            None => (target.as_str(), None),
+        };
+        let seconds = lasting.map(|lasting| lasting.as_secs());
+        let body = json!({ "upstream": upstream, "model": model, "to": to, "seconds": seconds });
+        self.ask.order("/breakers", &body, |_| match lasting {
+            Some(lasting) => {
+                format!("{target} is {to} for {}\n", humantime::format_duration(lasting))
+            }
+            None => format!("{target} is decided by its answers\n"),
+        })
     }
 }
 
@@ -39,9 +87,15 @@ fn row(breaker: &Value) -> Vec<String> {
     let number = |key: &str| breaker[key].as_u64().map_or("-".to_owned(), |n| n.to_string());
     let mut state = word(&breaker["state"]).replace('_', "-");
     if breaker["forced"].is_string() {
-        state.push_str(" (forced)");
+        match breaker["forced_seconds"].as_u64() {
+            Some(left) => state.push_str(&format!(" (forced for {left} s)")),
+            None => state.push_str(" (forced)"),
+        }
     } else if !breaker["cooling_down_seconds"].is_null() {
         state.push_str(" (cooling down)");
+    }
+    if breaker["drained"] == true {
+        "drained".clone_into(&mut state);
     }
     let last = &breaker["last_failure"];
     let failure = match last["code"].as_str() {

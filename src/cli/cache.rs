@@ -1,8 +1,8 @@
 //! `tidegate cache`.
 
 use bytesize::ByteSize;
-use clap::Args;
-use serde_json::Value;
+use clap::{Args, Subcommand};
+use serde_json::{Value, json};
 
 use super::client::{Ask, table};
 use crate::base::exit::Exit;
@@ -13,14 +13,42 @@ use crate::base::exit::Exit;
 /// answer at the same time, and for a MISS an upstream was asked.
 #[derive(Debug, Args)]
 pub(super) struct Cache {
+    #[command(subcommand)]
+    command: Option<Command>,
     #[command(flatten)]
     ask: Ask,
 }
 
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Forget what is kept: of one namespace, or all of it
+    Clear {
+        /// `embeddings` or `chat`
+        namespace: Option<String>,
+    },
+}
+
 impl Cache {
     pub(super) fn execute(self) -> Exit {
-        self.ask.show("/cache", text)
+        match self.command {
+            None => self.ask.show("/cache", text),
+            Some(Command::Clear { namespace }) => {
+                self.ask.order("/cache/clear", &json!({ "namespace": namespace }), cleared)
+            }
+        }
     }
+}
+
+fn cleared(document: &Value) -> String {
+    let rows = document["cleared"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let row = |row: &Value| {
+        format!(
+            "{}: {} entries forgotten\n",
+            row["namespace"].as_str().unwrap_or("-"),
+            row["entries"]
+        )
+    };
+    rows.iter().map(row).collect()
 }
 
 const NUMBERS: [&str; 8] =

@@ -61,6 +61,16 @@ impl Ask {
         self.print(self.post(path, body), text)
     }
 
+    /// Prints a document in the same way.
+    pub(super) fn tell(&self, document: &Value, text: impl FnOnce(&Value) -> String) -> Exit {
+        self.print(Ok(document.clone()), text)
+    }
+
+    /// Whether a daemon answers at the socket now. Says nothing when not.
+    pub(super) fn answers(&self) -> bool {
+        !matches!(self.ask("/livez", None), Err(Unasked::Fault(_, Fault::Absent)))
+    }
+
     fn print(&self, got: Result<Value, Exit>, text: impl FnOnce(&Value) -> String) -> Exit {
         match got {
             Ok(value) if self.json => answer(&format!("{value:#}\n")),
@@ -76,7 +86,9 @@ impl Ask {
             Some(address) => get_from(address, path),
             None => match self.ask(path, None) {
                 // Not named: perhaps a daemon without a state directory, or somebody else's.
-                Err((_, Fault::Absent | Fault::NotYours)) if self.socket.is_none() => {
+                Err(Unasked::Nowhere | Unasked::Fault(_, Fault::Absent | Fault::NotYours))
+                    if self.socket.is_none() =>
+                {
                     get_from(self.ops_listen()?, path)
                 }
                 got => judged(got),
@@ -110,7 +122,9 @@ impl Ask {
     fn attempt(&self, path: &str, body: Option<&str>) -> Result<Option<Value>, Exit> {
         self.no_ops()?;
         match self.ask(path, body) {
-            Err((_, Fault::Absent)) if self.socket.is_none() => Ok(None),
+            Err(Unasked::Nowhere | Unasked::Fault(_, Fault::Absent)) if self.socket.is_none() => {
+                Ok(None)
+            }
             got => judged(got).map(Some),
         }
     }
@@ -127,28 +141,30 @@ impl Ask {
 
     /// Follows a stream of the socket, line by line, until `on` says no or the daemon ends.
     pub(super) fn follow(&self, path: &str, on: &mut dyn FnMut(&[u8]) -> bool) -> Exit {
-        let socket = match self.no_ops().and_then(|()| self.socket()) {
-            Ok(socket) => socket,
-            Err(exit) => return exit,
-        };
-        match client::follow(&socket, path, on) {
-            Ok(None) => Exit::Success,
-            Ok(Some(got)) => match judged(Ok((socket, got))) {
-                Ok(_) => Exit::Success,
-                Err(exit) => exit,
-            },
-            Err(fault) => failed(&socket, &fault),
+        if let Err(exit) = self.no_ops() {
+            return exit;
         }
+        let followed = self.socket().and_then(|socket| match client::follow(&socket, path, on) {
+            Ok(None) => Ok(None),
+            Ok(Some(got)) => Ok(Some((socket, got))),
+            Err(fault) => Err(Unasked::Fault(socket, fault)),
+        });
+        let judged = match followed {
+            Ok(None) => return Exit::Success,
+            Ok(Some(got)) => judged(Ok(got)),
+            Err(unasked) => judged(Err(unasked)),
+        };
+        judged.err().unwrap_or(Exit::Success)
     }
 
     /// The socket: the one that is named, else the first one that is there, else the likeliest.
-    fn socket(&self) -> Result<PathBuf, Exit> {
+    fn socket(&self) -> Result<PathBuf, Unasked> {
         if let Some(socket) = &self.socket {
             return Ok(socket.clone());
         }
         let dirs = config::state_dirs(self.config.clone()).map_err(|faults| {
             remark(&faults.to_string());
-            Exit::Config
+            Unasked::Said(Exit::Config)
         })?;
         let sockets: Vec<PathBuf> = dirs.iter().map(|dir| socket_in(dir)).collect();
         // One in a folder that we may not enter is there too, and somebody else's.
@@ -156,22 +172,15 @@ impl Ask {
             Ok(_) => true,
             Err(error) => error.kind() == std::io::ErrorKind::PermissionDenied,
         });
-        there.or(sockets.first()).cloned().ok_or_else(|| {
-            remark("tidegate: no state directory is known; name the socket with --socket");
-            Exit::Unavailable
-        })
+        there.or(sockets.first()).cloned().ok_or(Unasked::Nowhere)
     }
 
-    fn ask(
-        &self,
-        path: &str,
-        body: Option<&str>,
-    ) -> Result<(PathBuf, client::Answer), (PathBuf, Fault)> {
-        let Ok(socket) = self.socket() else { return Err((PathBuf::new(), Fault::Absent)) };
+    fn ask(&self, path: &str, body: Option<&str>) -> Result<(PathBuf, client::Answer), Unasked> {
+        let socket = self.socket()?;
         let timeout = if body.is_some() { ORDER_TIMEOUT } else { ANSWER_TIMEOUT };
         match client::ask(&socket, path, body.map(str::as_bytes), clock::now() + timeout) {
             Ok(got) => Ok((socket, got)),
-            Err(fault) => Err((socket, fault)),
+            Err(fault) => Err(Unasked::Fault(socket, fault)),
         }
     }
 
@@ -191,9 +200,26 @@ impl Ask {
     }
 }
 
+/// Why the socket gave no answer.
+enum Unasked {
+    /// Something before that, which is said already.
+    Said(Exit),
+    /// No state directory is known.
+    Nowhere,
+    /// The socket itself.
+    Fault(PathBuf, Fault),
+}
+
 /// What an answer of the socket means.
-fn judged(got: Result<(PathBuf, client::Answer), (PathBuf, Fault)>) -> Result<Value, Exit> {
-    let (socket, got) = got.map_err(|(socket, fault)| failed(&socket, &fault))?;
+fn judged(got: Result<(PathBuf, client::Answer), Unasked>) -> Result<Value, Exit> {
+    let (socket, got) = got.map_err(|unasked| match unasked {
+        Unasked::Said(exit) => exit,
+        Unasked::Nowhere => {
+            remark("tidegate: no state directory is known; name the socket with --socket");
+            Exit::Unavailable
+        }
+        Unasked::Fault(socket, fault) => failed(&socket, &fault),
+    })?;
     let value = serde_json::from_slice::<Value>(&got.body);
     let at = socket.display();
     match (got.status, value) {

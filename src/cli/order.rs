@@ -34,7 +34,8 @@ impl Reopen {
 
 /// Have a running daemon drain and stop
 ///
-/// It refuses new requests, lets those that run end within `server.drain_timeout`, and ends.
+/// It refuses new requests, lets those that run end within `server.drain_timeout`, and ends; this
+/// waits until it has. The same as `tidegate drain`.
 #[derive(Debug, Args)]
 pub(super) struct Stop {
     #[command(flatten)]
@@ -43,6 +44,6 @@ pub(super) struct Stop {
 
 impl Stop {
     pub(super) fn execute(self) -> Exit {
-        self.ask.order("/stop", &json!({}), |_| "stopping\n".to_owned())
+        super::drain::stop(&self.ask)
     }
 }

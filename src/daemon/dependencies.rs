@@ -127,6 +127,8 @@ mod tests {
             model: model.map(str::to_owned),
             stand,
             force: Force::Auto,
+            forced_for: None,
+            drained: false,
             since: Duration::ZERO,
             next_try: None,
             cooling_down: None,

@@ -31,6 +31,7 @@ pub fn drain(running: Running, signals: &Signals) -> Exit {
     let timeout = running.config.server.drain_timeout;
     running.board.set_phase(Phase::Draining);
     log::info!(timeout_ms = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX); "draining");
+    running.manager.stopping(timeout + LAST_WORDS + OPS_STOP_MAX + LOG_STOP_MAX);
     let mut running = running;
     running.data.begin_drain();
     let patient = wait(&mut running, signals, clock::now() + timeout);

@@ -24,7 +24,11 @@ pub(super) fn carry_out(running: &mut Running, asked: Asked) -> bool {
             running.exit = Exit::Restart;
             (Ok(json!({"stopping": true})), true)
         }
-        Order::Stop => (Ok(json!({"stopping": true})), true),
+        Order::Stop => {
+            let timeout = running.config.server.drain_timeout.as_millis();
+            let timeout = u64::try_from(timeout).unwrap_or(u64::MAX);
+            (Ok(json!({"stopping": true, "drain_timeout_ms": timeout})), true)
+        }
     };
     asked.answer(outcome);
     stop

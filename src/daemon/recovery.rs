@@ -255,7 +255,7 @@ impl Recovery {
             view.model.is_none() && own && view.calls >= CALLS_MIN && mostly
         });
         for view in failing {
-            if self.hands.links.force(&view.upstream, None, Force::Open) {
+            if self.hands.links.force(&view.upstream, None, Force::Open, None).is_ok() {
                 self.opened.push(view.upstream);
             }
         }
@@ -270,7 +270,8 @@ impl Recovery {
                 view.upstream == upstream && view.model.is_none() && view.force == Force::Open
             });
             if ours {
-                self.hands.links.force(&upstream, None, Force::Auto);
+                // One that is gone has nothing to be taken back.
+                let _ = self.hands.links.force(&upstream, None, Force::Auto, None);
             }
         }
         let detail = "what was forced is taken back".to_owned();

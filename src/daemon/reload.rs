@@ -78,6 +78,7 @@ impl Running {
     /// # Errors
     /// Why it was refused, in one text; the log has it with its lines.
     pub(super) fn reload(&mut self) -> Result<(), Error> {
+        self.manager.reloading();
         let (outcome, result) = match self.try_reload() {
             Ok(warnings) => {
                 for warning in &warnings {
@@ -98,6 +99,11 @@ impl Running {
         // As for any other program: SIGHUP also means that log files may have been moved.
         self.log.reopen();
         reloads(&self.registry, outcome).inc();
+        match &result {
+            Ok(()) => self.manager.ready("reloaded"),
+            // Ready as before; the words are all that a manager has for a refusal.
+            Err(error) => self.manager.ready(&format!("reload refused: {error}")),
+        }
         result
     }
 

@@ -13,6 +13,7 @@ use crate::base::events::Events;
 use crate::base::exit::Exit;
 use crate::base::health::Board;
 use crate::base::heartbeat::{Beat, Heartbeats};
+use crate::base::hold::Hold;
 use crate::base::memory::{self, Trimmer};
 use crate::base::metrics::{Counter, Registry};
 use crate::base::orders::{Asked, Desk};
@@ -28,6 +29,7 @@ use crate::gateway::state::State;
 use crate::gateway::usage::Accounts;
 use crate::gateway::{Gateway, Parts};
 use crate::health::overload::{Action, Level, Overload};
+use crate::health::status;
 use crate::health::trim::Trimmers;
 use crate::net::control::Control;
 use crate::net::engine::Engine;
@@ -44,6 +46,7 @@ use crate::upstream::link::Links;
 use super::folders::Folders;
 use super::health::{Health, Seen};
 use super::history::Recorder;
+use super::manager::Manager;
 use super::overload::{Hands, Watch};
 use super::versions::Keeping;
 use super::{descriptors, planes, recovery, reload};
@@ -63,6 +66,7 @@ pub struct Running {
     pub(super) data: Engine,
     pub(super) ops: Engine,
     pub(super) control: Option<Control>,
+    pub(super) manager: Manager,
     pub(super) gateway: Arc<Gateway>,
     pub(super) links: Arc<Links>,
     pub(super) calls: Arc<Calls>,
@@ -169,6 +173,7 @@ impl Running {
         let state = State::build(Arc::clone(&config), &links, &rates)?;
         state.adopt(&links);
         rates.adopt(&state.plan, addresses_max);
+        let hold = Arc::new(Hold::default());
         let metrics = Metrics::new(Arc::clone(&registry));
         let keeping = Keeping::start(booted, &board, &events, &registry, Arc::clone(&metrics));
         let overload = Arc::new(Overload::default());
@@ -181,6 +186,7 @@ impl Running {
             calls: Arc::clone(&calls),
             catalog: Arc::clone(&catalog),
             overload: Arc::clone(&overload),
+            hold: Arc::clone(&hold),
             rates,
             lockouts,
             accounts: Arc::clone(&accounts),
@@ -202,6 +208,7 @@ impl Running {
         let store = Store::open(config.state_dir.as_deref(), tools);
         let (desk, orders) = Desk::new(&registry);
         let shown = ops::Parts {
+            started: clock::now(),
             board: Arc::clone(&board),
             heartbeats: heartbeats.clone(),
             registry: Arc::clone(&registry),
@@ -210,6 +217,10 @@ impl Running {
             shown: Arc::clone(&configured),
             history: recorder.history(),
             store: Arc::clone(&store),
+            hold,
+            overload: Arc::clone(&overload),
+            gateway: Some(Arc::clone(&gateway)),
+            tail: Some(log.tail()),
             links: Some(Arc::clone(&links)),
             accounts: Some(accounts),
             answers: Some(answers.clone()),
@@ -291,6 +302,7 @@ impl Running {
             data,
             ops,
             control,
+            manager: Manager::new(Arc::clone(&heartbeats)),
             gateway,
             links,
             calls,
@@ -340,6 +352,7 @@ impl Running {
     /// What is looked after every second.
     pub fn tick(&mut self) {
         self.beat.tick();
+        self.tell_manager();
         self.health.guard();
         self.look_at_config();
         self.links.sweep();
@@ -347,6 +360,17 @@ impl Running {
         self.answers.sweep(clock::now());
         self.trim();
         self.resources.tick(clock::now(), &self.config.resources);
+    }
+
+    /// Tells the service manager that the process is alive, and how it is.
+    fn tell_manager(&mut self) {
+        let (now, board, data) = (clock::now(), &self.board, &self.data);
+        self.manager.tick(now, || {
+            let report = status::judge(board.phase(), &board.looks(now));
+            let running = data.throttle().load().running.0;
+            let first = report.reasons.first().map(|why| format!(": {why}")).unwrap_or_default();
+            format!("{}, {running} requests run{first}", report.status.as_str())
+        });
     }
 
     /// Gives memory back that a burst left behind.

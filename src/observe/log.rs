@@ -23,10 +23,12 @@ mod files;
 mod format;
 mod queue;
 mod stderr;
+mod tail;
 mod writer;
 
 pub use format::{LINE_BYTES_MAX, VALUE_BYTES_MAX};
 pub use queue::PENDING_BYTES_MAX;
+pub use tail::{Follower, Tail, TailLine};
 
 use queue::{Queue, Reconfigure};
 
@@ -192,6 +194,11 @@ impl LogHandle {
             thread.abandon();
             false
         }
+    }
+
+    /// What was written last, and a way to follow it.
+    pub fn tail(&self) -> Arc<Tail> {
+        Arc::clone(&self.queue.tail)
     }
 
     /// The file that lines are written to, for a folder.

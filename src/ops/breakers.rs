@@ -39,6 +39,8 @@ fn row(view: &View) -> Value {
         "model": view.model,
         "state": view.stand.as_str(),
         "forced": force,
+        "forced_seconds": view.forced_for.map(|left| left.as_secs()),
+        "drained": view.drained,
         "since_seconds": view.since.as_secs(),
         "next_try_seconds": seconds(view.next_try),
         "cooling_down_seconds": seconds(view.cooling_down),

@@ -4,20 +4,31 @@
 //! A route that changes something is an order (`POST`). Each leaves an event: who, what, and what came
 //! of it.
 
+mod breakers;
+mod cache;
 mod config;
+mod drain;
+mod logs;
 mod process;
 
 use serde_json::{Value, json};
 
 use super::{OpsHandler, Parts, problem};
-use crate::base::clock;
 use crate::base::error::{Error, Kind};
-use crate::net::control::{Call, Reply, Service, Stream};
+use crate::base::{clock, query};
+use crate::net::control::{Call, Caller, Reply, Service, Stream};
 use crate::net::http::{BodyLength, Head, Headers, Method, Response};
 use crate::net::http1::reason;
 
 /// All routes. A subject's own are in its file.
-const TABLE: &[&[Route]] = &[config::ROUTES, process::ROUTES];
+const TABLE: &[&[Route]] = &[
+    process::ROUTES,
+    config::ROUTES,
+    drain::ROUTES,
+    cache::ROUTES,
+    breakers::ROUTES,
+    logs::ROUTES,
+];
 
 /// The kind of the events that orders leave.
 const ORDERED: &str = "control_order";
@@ -39,6 +50,11 @@ pub(super) struct Ask<'a> {
 }
 
 impl Ask<'_> {
+    /// Who asks.
+    pub(super) fn caller(&self) -> Caller {
+        self.call.caller
+    }
+
     /// The body of a `POST`, an object.
     pub(super) fn body(&self) -> &Value {
         &self.body
@@ -65,18 +81,19 @@ impl Ask<'_> {
         self.text(key)?.ok_or_else(missing)
     }
 
-    /// A value of the query, as it was sent.
-    pub(super) fn query(&self, key: &str) -> Option<&str> {
-        let mut pairs = self.call.query.split('&');
-        pairs.find_map(|pair| {
-            let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-            (name == key).then_some(value)
-        })
-    }
-
-    /// The whole query.
-    pub(super) fn query_text(&self) -> &str {
-        &self.call.query
+    /// A value of the query, decoded; none when it is not there.
+    ///
+    /// # Errors
+    /// When it is too long or no text.
+    pub(super) fn query(&self, key: &str) -> Result<Option<String>, Error> {
+        let found = query::pairs(&self.call.query).find(|(name, _)| *name == key);
+        match found {
+            None => Ok(None),
+            Some((_, Some(value))) => Ok(Some(value)),
+            Some((_, None)) => {
+                Err(Error::new(Kind::InvalidField, format!("{key} is no text, or too long")))
+            }
+        }
     }
 }
 

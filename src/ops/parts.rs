@@ -1,24 +1,32 @@
 //! What the ops plane and the control socket show and act on.
 
+use std::fmt;
 use std::sync::Arc;
+use std::time::Instant;
 
 use crate::base::events::Events;
 use crate::base::health::Board;
 use crate::base::heartbeat::Heartbeats;
+use crate::base::hold::Hold;
 use crate::base::metrics::Registry;
 use crate::base::orders::Desk;
 use crate::config::overview::Overview;
+use crate::gateway::Gateway;
 use crate::gateway::cached::Answers;
 use crate::gateway::usage::Accounts;
+use crate::health::overload::Overload;
 use crate::observe::history::History;
+use crate::observe::log::Tail;
 use crate::store::Store;
 use crate::upstream::link::Links;
 
 use super::shown::Shown;
 
 /// Handles on the parts of the daemon. Cheap to clone.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Parts {
+    /// When the process was started.
+    pub started: Instant,
     /// Phase and checks.
     pub board: Arc<Board>,
     /// The beats of the threads.
@@ -35,6 +43,14 @@ pub struct Parts {
     pub store: Arc<Store>,
     /// The configuration in force.
     pub shown: Arc<Shown>,
+    /// Whether new requests are held off.
+    pub hold: Arc<Hold>,
+    /// The overload level.
+    pub overload: Arc<Overload>,
+    /// What runs, by its configuration.
+    pub gateway: Option<Arc<Gateway>>,
+    /// The log's lines, as they are written.
+    pub tail: Option<Arc<Tail>>,
     /// For their breakers.
     pub links: Option<Arc<Links>>,
     /// Who used how much.
@@ -48,12 +64,19 @@ pub struct Parts {
 #[cfg(test)]
 use crate::config::settings::History as Settings;
 
+impl fmt::Debug for Parts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Parts")
+    }
+}
+
 #[cfg(test)]
 impl Parts {
     /// Only what there always is, with nothing in it. Nobody takes its orders.
     pub(super) fn bare() -> Self {
         let registry = Arc::new(Registry::default());
         Parts {
+            started: crate::base::clock::now(),
             board: Arc::new(Board::default()),
             heartbeats: Arc::new(Heartbeats::default()),
             events: Events::new(Arc::clone(&registry)),
@@ -62,6 +85,10 @@ impl Parts {
             store: Store::open(None, crate::store::Tools::bare()),
             history: History::new(&registry, &Settings::default(), crate::base::clock::now()),
             registry,
+            hold: Arc::default(),
+            overload: Arc::default(),
+            gateway: None,
+            tail: None,
             links: None,
             accounts: None,
             answers: None,

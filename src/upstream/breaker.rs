@@ -131,6 +131,8 @@ pub enum Why {
     CoolingDown,
     /// A person decided so.
     Forced,
+    /// Not the breaker: a person drains the upstream.
+    Drained,
     /// Not the breaker, but `requests_per_minute` or `tokens_per_minute`.
     Quota,
 }
@@ -142,6 +144,7 @@ impl Why {
             Why::Open | Why::Probing => "open",
             Why::CoolingDown => "cooling_down",
             Why::Forced => "forced_open",
+            Why::Drained => "drained",
             Why::Quota => "quota",
         }
     }

@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use crate::base::error::Error;
@@ -40,6 +41,8 @@ const STATE: (&str, &str) = (
 pub struct Breakers {
     upstream: String,
     inner: Locked<Inner>,
+    /// Nobody is to be sent here any more; also where breakers are off.
+    drained: AtomicBool,
     limit: Arc<Limit>,
     registry: Arc<Registry>,
     events: Arc<Events>,
@@ -60,6 +63,8 @@ struct Inner {
 
 struct Entry {
     breaker: Breaker,
+    /// When what a person decided ends by itself.
+    forced_until: Option<Instant>,
     cause: Option<Cause>,
     /// Of what is declared.
     gauge: Option<Arc<Gauge>>,
@@ -70,7 +75,8 @@ type Told = Option<(Option<Arc<str>>, Change, String)>;
 
 impl Entry {
     fn new(rules: Rules, seed: u64, now: Instant) -> Self {
-        Entry { breaker: Breaker::new(rules, seed, now), cause: None, gauge: None }
+        let breaker = Breaker::new(rules, seed, now);
+        Entry { breaker, forced_until: None, cause: None, gauge: None }
     }
 
     fn failed(&mut self, error: &Error, now: Instant) {
@@ -83,6 +89,12 @@ impl Entry {
             at: now,
             count,
         });
+    }
+
+    /// What a person decided ends, when its time has come.
+    fn unforce(&mut self, now: Instant) -> Option<Change> {
+        self.forced_until.take_if(|until| *until <= now)?;
+        self.breaker.force(Force::Auto, now)
     }
 
     /// Keeps the gauge up to date, and makes what is to be told of a change.
@@ -107,6 +119,8 @@ impl Entry {
             model: model.map(str::to_owned),
             stand: self.breaker.stand(),
             force: self.breaker.forced(),
+            forced_for: self.forced_until.map(until),
+            drained: false,
             since: since(self.breaker.since()),
             next_try: self.breaker.next_try(now).map(until),
             cooling_down: self.breaker.cooling_until(now).map(until),
@@ -202,6 +216,7 @@ impl Breakers {
         Arc::new(Breakers {
             upstream: upstream.to_owned(),
             inner: Locked::new(Rank::Guard, inner),
+            drained: AtomicBool::new(false),
             limit,
             registry: Arc::clone(registry),
             events: Arc::clone(events),
@@ -284,6 +299,11 @@ impl Breakers {
     /// # Errors
     /// Why it may not be called now.
     pub fn admit(self: &Arc<Self>, model: &str, now: Instant) -> Result<Pass, Unavailable> {
+        if self.drained.load(Relaxed) {
+            let (why, upstream) = (Why::Drained, self.upstream.clone());
+            self.skipped[2].inc();
+            return Err(Unavailable { why, until: None, upstream, cause: None });
+        }
         let mut pass = Pass::free(now);
         let mut told = [None, None];
         let refused = self.inner.with(|inner| {
@@ -329,7 +349,7 @@ impl Breakers {
             let reason = match refused.why {
                 Why::Open | Why::Probing => 0,
                 Why::CoolingDown => 1,
-                Why::Forced | Why::Quota => 2,
+                Why::Forced | Why::Drained | Why::Quota => 2,
             };
             self.skipped[reason].inc();
             return Err(refused);
@@ -340,32 +360,50 @@ impl Breakers {
         Ok(pass)
     }
 
-    /// Sets a breaker by hand: of one model, or of the upstream's address. False when there is no
-    /// such breaker (and no room for it).
-    pub fn force(&self, model: Option<&str>, force: Force, now: Instant) -> bool {
-        let told = self.inner.with(|inner| match model {
-            None => {
-                let change = inner.address.breaker.force(force, now);
-                Some(inner.address.told(None, change))
+    /// Sets a breaker by hand, until a time when there is one: of one model, or of the upstream's
+    /// address. False when there is no such breaker (and no room for it).
+    pub fn force(
+        &self,
+        model: Option<&str>,
+        force: Force,
+        until: Option<Instant>,
+        now: Instant,
+    ) -> bool {
+        let told = self.inner.with(|inner| {
+            if !inner.on {
+                return None;
             }
-            Some(model) => {
-                if !inner.on || !inner.ensure(model, &self.limit, now) {
-                    return None;
+            let entry = match model {
+                None => &mut inner.address,
+                Some(model) if inner.ensure(model, &self.limit, now) => {
+                    inner.models.get_mut(model)?
                 }
-                let entry = inner.models.get_mut(model)?;
-                let change = entry.breaker.force(force, now);
-                Some(entry.told(Some(&model.into()), change))
-            }
+                Some(_) => return None,
+            };
+            entry.forced_until = until.filter(|_| force != Force::Auto);
+            let change = entry.breaker.force(force, now);
+            Some(entry.told(model.map(Arc::from).as_ref(), change))
         });
         let known = told.is_some();
-        self.tell([told.flatten(), None]);
+        self.tell(told);
         known
+    }
+
+    /// Sends nobody to this upstream any more, or does again. Calls that run go on.
+    pub fn drain(&self, drained: bool) {
+        self.drained.store(drained, Relaxed);
+    }
+
+    /// Whether nobody is sent here.
+    pub fn drained(&self) -> bool {
+        self.drained.load(Relaxed)
     }
 
     /// All of them, the address first, then by model.
     pub fn list(&self, now: Instant) -> Vec<View> {
+        let drained = self.drained();
         let mut list = self.inner.with(|inner| {
-            if !inner.on {
+            if !inner.on && !drained {
                 return Vec::new();
             }
             let mut list = vec![inner.address.view(&self.upstream, None, now)];
@@ -375,18 +413,31 @@ impl Breakers {
             list
         });
         list.sort_by(|a, b| a.model.cmp(&b.model));
+        for view in &mut list {
+            view.drained = drained;
+        }
         list
     }
 
-    /// Throws away the breakers that nobody needs.
+    /// Throws away the breakers that nobody needs, and ends what was decided by hand for a while.
     pub fn sweep(&self, now: Instant) {
-        self.inner.with(|inner| {
+        let told = self.inner.with(|inner| {
+            let change = inner.address.unforce(now);
+            let mut told = vec![inner.address.told(None, change)];
+            for (model, entry) in &mut inner.models {
+                let change = entry.unforce(now);
+                if change.is_some() {
+                    told.push(entry.told(Some(model), change));
+                }
+            }
             inner.sweep(now);
             self.limit.set_now(inner.models.len() as u64);
+            told
         });
+        self.tell(told);
     }
 
-    fn tell(&self, told: [Told; 2]) {
+    fn tell(&self, told: impl IntoIterator<Item = Told>) {
         for (model, change, why) in told.into_iter().flatten() {
             self.changes[usize::try_from(level(change.to)).unwrap_or(0)].inc();
             let subject = match &model {

@@ -344,11 +344,67 @@ impl Links {
         known.iter().filter_map(|link| link.pool.as_ref()).for_each(|pool| pool.close_idle());
     }
 
-    /// Sets a breaker by hand: of a model, or without one of the upstream's address. False when there
-    /// is no such upstream, or no breaker of it.
-    pub fn force(&self, upstream: &str, model: Option<&str>, force: Force) -> bool {
-        let link = self.known.with(|known| known.get(upstream).cloned());
-        link.is_some_and(|link| link.breakers.force(model, force, clock::now()))
+    /// Sets a breaker by hand, for so long where that is said: of a model, or without one of the
+    /// upstream's address.
+    ///
+    /// # Errors
+    /// When there is no such upstream, or no breaker of it.
+    pub fn force(
+        &self,
+        upstream: &str,
+        model: Option<&str>,
+        force: Force,
+        lasting: Option<Duration>,
+    ) -> Result<()> {
+        let link = self.named(upstream)?;
+        let now = clock::now();
+        let until = lasting.map(|lasting| now + lasting);
+        if link.breakers.force(model, force, until, now) {
+            return Ok(());
+        }
+        let what = format!("upstream {upstream} has no breaker for that; drain it instead");
+        Err(Error::new(Kind::Unsupported, what))
+    }
+
+    /// Sends nobody to an upstream any more, or does again.
+    ///
+    /// # Errors
+    /// When there is no such upstream.
+    pub fn drain(&self, upstream: &str, drained: bool) -> Result<()> {
+        self.named(upstream)?.breakers.drain(drained);
+        Ok(())
+    }
+
+    /// The upstreams that nobody is sent to, by name.
+    pub fn drained(&self) -> Vec<String> {
+        let known: Vec<_> = self.known.with(|known| known.values().cloned().collect());
+        let drained = known.iter().filter(|link| link.breakers.drained());
+        let mut names: Vec<String> = drained.map(|link| link.settings.name.clone()).collect();
+        names.sort_unstable();
+        names
+    }
+
+    /// How many calls each upstream has now, by name.
+    pub fn running(&self) -> Vec<(String, u64)> {
+        let known: Vec<_> = self.known.with(|known| known.values().cloned().collect());
+        let held = |link: &Arc<Link>| (link.settings.name.clone(), link.permits.held());
+        let mut all: Vec<_> = known.iter().map(held).collect();
+        all.sort_unstable();
+        all
+    }
+
+    fn named(&self, upstream: &str) -> Result<Arc<Link>> {
+        let found = self.known.with(|known| {
+            known.get(upstream).cloned().ok_or_else(|| {
+                let mut names: Vec<&str> = known.keys().map(String::as_str).collect();
+                names.sort_unstable();
+                names.join(", ")
+            })
+        });
+        found.map_err(|names| {
+            let what = format!("there is no upstream {upstream:?}; there are {names}");
+            Error::new(Kind::NotFound, what)
+        })
     }
 
     fn link(&self, settings: &Arc<Upstream>, old: Option<&Arc<Link>>) -> Result<Link> {
@@ -374,6 +430,8 @@ impl Links {
             },
             |old| Arc::clone(&old.breakers),
         );
+        // What a person decided about an upstream holds wherever it moves.
+        breakers.drain(old.is_some_and(|old| old.breakers.drained()));
         let rate = old.map_or_else(|| Rate::new(name, &self.registry), |old| Arc::clone(&old.rate));
         let adaptive = old.map_or_else(
             || Arc::new(Locked::new(Rank::Guard, None)),

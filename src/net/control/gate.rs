@@ -148,7 +148,10 @@ impl Gate {
                         match status {
                             413 => counters.bodies.refuse(),
                             400..=499 => counters.request.inc(),
-                            _ => counters.failed.inc(),
+                            _ => {
+                                counters.failed.inc();
+                                inner.suspect();
+                            }
                         }
                         guest.refuse(&shared.service().refuse(status, code, &detail));
                         return false;

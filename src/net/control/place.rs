@@ -1,20 +1,18 @@
 //! Where the control socket is: a folder that only its owner enters, one socket in it, and a lock that
 //! says whether its daemon lives.
 
-use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
+use std::fs::{self, Permissions};
 use std::io::{self, ErrorKind};
-use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::FlockOperation;
+use crate::base::folder::{self, Claim, Unclaimed};
 
 /// The folder in the state directory.
 const FOLDER: &str = "control";
 /// The socket in the folder.
 pub const SOCKET_NAME: &str = "tidegate.sock";
-/// The lock in the folder. Held by the daemon for as long as it lives, whatever ends it.
-const LOCK_NAME: &str = "lock";
 /// The beginning of the names of tiny_http's own sockets.
 const INNER_PREFIX: &str = "http-";
 
@@ -34,9 +32,6 @@ pub enum Refused {
     /// Something else is in its place.
     #[error("{} is there and is no socket of ours; move it away", .0.display())]
     Foreign(PathBuf),
-    /// Others may enter the folder.
-    #[error("{} belongs to somebody else or others may enter it; make it 0700 and ours", .0.display())]
-    Open(PathBuf),
     /// The file system.
     #[error("{}: {}", .0.display(), .1)]
     Io(PathBuf, #[source] io::Error),
@@ -53,8 +48,7 @@ pub struct Place {
     folder: PathBuf,
     path: PathBuf,
     listener: UnixListener,
-    /// Held for its lock.
-    _lock: File,
+    _claim: Claim,
     /// How many sockets of tiny_http's own there were.
     inner: u64,
 }
@@ -69,21 +63,21 @@ impl Place {
         if path.as_os_str().len() > PATH_BYTES_MAX {
             return Err(Refused::TooLong(path));
         }
-        private(state_dir, &folder)?;
-        let lock = folder.join(LOCK_NAME);
-        let mut options = OpenOptions::new();
-        options.write(true).create(true).truncate(false).mode(0o600);
-        let lock = options.open(&lock).map_err(|error| Refused::Io(lock, error))?;
-        if rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
-            return Err(Refused::Taken(path));
+        for made in [state_dir, &folder] {
+            folder::private(made).map_err(|error| Refused::Io(made.to_owned(), error))?;
         }
+        // Held for as long as the daemon lives, whatever ends it.
+        let claim = Claim::take(&folder).map_err(|unclaimed| match unclaimed {
+            Unclaimed::Held(_) => Refused::Taken(path.clone()),
+            Unclaimed::Io(error) => Refused::Io(folder.clone(), error),
+        })?;
         clear(&path)?;
         let at = |error| Refused::Io(path.clone(), error);
         let listener = UnixListener::bind(&path).map_err(at)?;
         fs::set_permissions(&path, Permissions::from_mode(0o600)).map_err(at)?;
         listener.set_nonblocking(true).map_err(at)?;
         sweep(&folder);
-        Ok(Place { folder, path, listener, _lock: lock, inner: 0 })
+        Ok(Place { folder, path, listener, _claim: claim, inner: 0 })
     }
 
     /// Where the socket is.
@@ -109,26 +103,6 @@ impl Drop for Place {
     fn drop(&mut self) {
         let _ = fs::remove_file(&self.path);
     }
-}
-
-/// Makes the folder so that only we enter it.
-fn private(state_dir: &Path, folder: &Path) -> Result<(), Refused> {
-    let io = |error| Refused::Io(folder.to_owned(), error);
-    let make = |path: &Path| DirBuilder::new().mode(0o700).recursive(true).create(path);
-    make(state_dir).map_err(|error| Refused::Io(state_dir.to_owned(), error))?;
-    make(folder).map_err(io)?;
-    let found = fs::symlink_metadata(folder).map_err(io)?;
-    if !found.is_dir() {
-        return Err(Refused::Foreign(folder.to_owned()));
-    }
-    if found.uid() != rustix::process::geteuid().as_raw() {
-        return Err(Refused::Open(folder.to_owned()));
-    }
-    if found.mode() & 0o077 != 0 {
-        let mended = fs::set_permissions(folder, Permissions::from_mode(0o700));
-        mended.map_err(|_| Refused::Open(folder.to_owned()))?;
-    }
-    Ok(())
 }
 
 /// Removes what a dead daemon left at the path of the socket; nothing else is removed.
@@ -163,12 +137,13 @@ mod tests {
     use super::*;
 
     fn mode(path: &Path) -> u32 {
-        fs::metadata(path).unwrap().mode() & 0o777
+        fs::metadata(path).unwrap().permissions().mode() & 0o777
     }
 
     #[test]
     fn the_folder_and_the_socket_are_their_owners_alone() {
         let state = tempfile::tempdir().unwrap();
+        fs::set_permissions(state.path(), Permissions::from_mode(0o700)).unwrap();
         let folder = state.path().join(FOLDER);
         fs::create_dir(&folder).unwrap();
         fs::set_permissions(&folder, Permissions::from_mode(0o755)).unwrap();

@@ -8,6 +8,7 @@ use log::{LevelFilter, Metadata, Record};
 
 use super::FOREIGN_LEVEL;
 use super::format;
+use super::tail::Tail;
 use crate::base::clock;
 use crate::base::lock::{Locked, Rank};
 use crate::base::metrics::{Counter, Lease, Limit, Registry, Unit};
@@ -22,6 +23,7 @@ const FLUSHES_MAX: usize = 16;
 
 /// A line on its way.
 pub(super) struct Line {
+    pub(super) level: log::Level,
     pub(super) bytes: Vec<u8>,
     _lease: Lease,
 }
@@ -67,6 +69,8 @@ pub(super) struct Queue {
     orders: Locked<Orders>,
     level: AtomicUsize,
     json: AtomicBool,
+    /// What was written last, for those who follow.
+    pub(super) tail: Arc<Tail>,
     lines_limit: Arc<Limit>,
     bytes_limit: Arc<Limit>,
     /// Rotated files.
@@ -97,6 +101,7 @@ impl Queue {
             orders: Locked::new(Rank::Log, Orders::default()),
             level: AtomicUsize::new(config.level as usize),
             json: AtomicBool::new(config.format == LogFormat::Json),
+            tail: Tail::new(registry),
             lines_limit: limit("log.pending_max", config.pending_max as u64),
             bytes_limit: registry.limit_of(
                 Unit::Bytes,
@@ -150,7 +155,7 @@ impl Queue {
             self.dropped_full.inc();
             return;
         };
-        if self.lines.try_send(Line { bytes, _lease: lease }).is_err() {
+        if self.lines.try_send(Line { level: record.level(), bytes, _lease: lease }).is_err() {
             self.dropped_full.inc();
             self.lines_limit.refuse();
             return;

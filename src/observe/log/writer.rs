@@ -104,6 +104,7 @@ impl Writer {
         if !self.batch.is_empty() && self.batch.len() + line.bytes.len() > batch_max {
             self.write_batch();
         }
+        self.queue.tail.push(line.level, &line.bytes);
         self.batch.extend_from_slice(&line.bytes);
         self.batch_lines += 1;
     }
@@ -116,6 +117,7 @@ impl Writer {
             let failed = saying.1.wrapping_sub(self.said.1);
             let fields = [("queue_full", full.into()), ("write_error", failed.into())];
             let line = own_line(&self.queue, Level::Warn, "log_lines_dropped", &fields);
+            self.queue.tail.push(Level::Warn, &line);
             self.batch.extend_from_slice(&line);
         }
         if self.batch.is_empty() {

@@ -37,7 +37,7 @@ fn history(parts: &Parts, _ask: &Ask<'_>) -> Result<Done, Error> {
 }
 
 fn version(parts: &Parts, ask: &Ask<'_>) -> Result<Done, Error> {
-    let number = match ask.query("number") {
+    let number = match ask.query("number")? {
         Some(number) => number.parse().ok(),
         None => parts.config.as_ref().and_then(|config| config.document()["version"].as_u64()),
     };

@@ -121,12 +121,51 @@ fn a_model_s_refusal_does_not_keep_the_address_s_probe() {
     bench.now += 20 * SECOND;
     bench.break_it("b", Kind::UpstreamConnect);
     bench.now += 100 * SECOND;
-    bench.breakers.force(Some("a"), Force::Open, bench.now);
+    bench.breakers.force(Some("a"), Force::Open, None, bench.now);
     for _ in 0..10 {
         assert_eq!(bench.call("a", None).unwrap_err().why, Why::Forced);
     }
     assert!(bench.breakers.admit("b", bench.now).unwrap().is_probe());
     bench.assert_nobody_out();
+}
+
+#[test]
+fn what_a_person_decided_ends_by_itself() {
+    let mut bench = Bench::new();
+    bench.call("a", None).unwrap();
+    let until = Some(bench.now + 600 * SECOND);
+    assert!(bench.breakers.force(None, Force::Open, until, bench.now));
+    assert!(bench.breakers.force(Some("b"), Force::Closed, until, bench.now));
+    bench.now += 599 * SECOND;
+    bench.breakers.sweep(bench.now);
+    assert_eq!(bench.view(None).forced_for, Some(SECOND));
+    assert_eq!(bench.call("a", None).unwrap_err().why, Why::Forced);
+    bench.now += SECOND;
+    bench.breakers.sweep(bench.now);
+    assert_eq!((bench.view(None).force, bench.view(None).forced_for), (Force::Auto, None));
+    bench.call("a", None).unwrap();
+    // One without an end stays, and taking it back ends its time too.
+    bench.breakers.force(None, Force::Open, None, bench.now);
+    bench.now += 100_000 * SECOND;
+    bench.breakers.sweep(bench.now);
+    assert_eq!(bench.call("a", None).unwrap_err().why, Why::Forced);
+    bench.breakers.force(None, Force::Auto, Some(bench.now + SECOND), bench.now);
+    assert_eq!(bench.view(None).forced_for, None);
+    bench.assert_nobody_out();
+}
+
+#[test]
+fn a_drained_upstream_is_sent_nobody_also_without_breakers() {
+    let bench = Bench::new();
+    let running = bench.breakers.admit("a", bench.now).unwrap();
+    bench.breakers.reconfigure(None, SECOND, bench.now);
+    assert!(!bench.breakers.force(None, Force::Open, None, bench.now), "there is none to force");
+    bench.breakers.drain(true);
+    assert_eq!(bench.call("a", None).unwrap_err().why, Why::Drained);
+    assert!(bench.view(None).drained);
+    drop(running);
+    bench.breakers.drain(false);
+    bench.call("a", None).unwrap();
 }
 
 #[test]

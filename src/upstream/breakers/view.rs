@@ -33,6 +33,10 @@ pub struct View {
     pub stand: Stand,
     /// What a person decided.
     pub force: Force,
+    /// For how long yet, where that ends by itself.
+    pub forced_for: Option<Duration>,
+    /// Whether nobody is sent to the upstream, by hand.
+    pub drained: bool,
     /// How long it has stood so.
     pub since: Duration,
     /// In how long the next call is allowed, where none is now.
@@ -73,6 +77,7 @@ impl Unavailable {
             Why::Quota => {
                 text.push_str(": its requests_per_minute or tokens_per_minute is used up");
             }
+            Why::Drained => text.push_str(" because it is being drained"),
             Why::Forced => text.push_str(" until its breaker is closed by hand"),
             Why::CoolingDown => text.push_str(", as it asked for"),
             Why::Open | Why::Probing => text.push_str(" because it failed"),

@@ -224,17 +224,22 @@ impl Guest {
             on.carried = 0;
             on.piece.resize(PIECE_BYTES, 0);
             match on.inner.read(&mut on.piece) {
+                Err(error) if waits(&error) => {
+                    on.piece.clear();
+                    return Next::Wait;
+                }
+                Ok(0) | Err(_) if !on.begun => {
+                    let detail = "the socket is short of means; try again in some seconds";
+                    return Next::Refuse(503, "queue_full", detail.to_owned());
+                }
+                Ok(0) | Err(_) => {
+                    on.piece.clear();
+                    on.ended = true;
+                }
                 Ok(came) => {
                     on.piece.truncate(came);
-                    (on.begun, on.ended) = (true, came == 0);
+                    on.begun = true;
                     self.deadline = now + READ_TIMEOUT;
-                }
-                Err(error) => {
-                    on.piece.truncate(0);
-                    if waits(&error) {
-                        return Next::Wait;
-                    }
-                    on.ended = true;
                 }
             }
         }
