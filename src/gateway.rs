@@ -15,6 +15,7 @@ pub mod lists;
 pub mod lockout;
 pub mod media;
 mod probes;
+pub mod gen_ai;
 pub mod metrics;
 pub mod rates;
 pub mod record;
@@ -114,6 +115,7 @@ impl Gateway {
     /// A gateway in this state.
     pub fn new(state: State, parts: Parts) -> Arc<Self> {
         parts.metrics.query.set_max(state.config.server.query_max as u64);
+        parts.metrics.calls.adopt(&state.config);
         let state = ArcSwap::from_pointee(state);
         let Parts {
             metrics,
@@ -156,6 +158,7 @@ impl Gateway {
         let old = self.state();
         let keys_changed = old.config.keys != state.config.keys;
         self.metrics.query.set_max(state.config.server.query_max as u64);
+        self.metrics.calls.adopt(&state.config);
         let addresses_max = state.config.server.addresses_max;
         self.rates.adopt(&state.plan, addresses_max);
         self.accounts.reconfigure(&state.config.usage);

@@ -58,27 +58,41 @@ impl Gauge {
     }
 }
 
-/// A histogram of durations over fixed bounds.
+/// A histogram of durations, or of counts, over fixed bounds.
 #[derive(Debug)]
 pub struct Histogram {
     bounds: &'static [f64],
     buckets: Box<[AtomicU64]>,
-    sum_nanos: AtomicU64,
+    /// Of durations in nanoseconds, of counts as they are.
+    sum: AtomicU64,
+    /// How much of `sum` is one of what is told: a second, or a thing that is counted.
+    unit: f64,
 }
 
+/// Nanoseconds of a second.
+const NANOS: f64 = 1e9;
+
 impl Histogram {
-    fn new(bounds: &'static [f64]) -> Self {
+    fn new(bounds: &'static [f64], unit: f64) -> Self {
         let buckets = (0..=bounds.len()).map(|_| AtomicU64::new(0)).collect();
-        Histogram { bounds, buckets, sum_nanos: AtomicU64::new(0) }
+        Histogram { bounds, buckets, sum: AtomicU64::new(0), unit }
     }
 
     /// Records one duration.
     pub fn observe(&self, value: Duration) {
-        let seconds = value.as_secs_f64();
-        let index = self.bounds.partition_point(|bound| *bound < seconds);
-        self.buckets[index].fetch_add(1, Relaxed);
         let nanos = u64::try_from(value.as_nanos()).unwrap_or(u64::MAX);
-        self.sum_nanos.fetch_add(nanos, Relaxed);
+        self.record(value.as_secs_f64(), nanos);
+    }
+
+    /// Records a count, in a histogram of counts.
+    pub fn observe_count(&self, count: u64) {
+        self.record(count as f64, count);
+    }
+
+    fn record(&self, value: f64, more: u64) {
+        let index = self.bounds.partition_point(|bound| *bound < value);
+        self.buckets[index].fetch_add(1, Relaxed);
+        self.sum.fetch_add(more, Relaxed);
     }
 
     /// The upper bounds, without the last one (infinity).
@@ -91,9 +105,9 @@ impl Histogram {
         self.buckets.iter().map(|bucket| bucket.load(Relaxed)).collect()
     }
 
-    /// The sum of all durations, in seconds.
+    /// The sum of all durations, in seconds, or of all counts.
     pub fn sum(&self) -> f64 {
-        Duration::from_nanos(self.sum_nanos.load(Relaxed)).as_secs_f64()
+        self.sum.load(Relaxed) as f64 / self.unit
     }
 }
 
@@ -380,10 +394,42 @@ impl Registry {
         help: &'static str,
         labels: &[(&'static str, &str)],
     ) -> Arc<Histogram> {
-        let make = || Metric::Histogram(Arc::new(Histogram::new(LATENCY_BOUNDS)));
+        self.histogram_of(name, help, LATENCY_BOUNDS, labels)
+    }
+
+    /// The same over bounds of its own, in seconds.
+    pub fn histogram_of(
+        &self,
+        name: &'static str,
+        help: &'static str,
+        bounds: &'static [f64],
+        labels: &[(&'static str, &str)],
+    ) -> Arc<Histogram> {
+        self.histogram_in(name, help, (bounds, NANOS), labels)
+    }
+
+    /// The histogram of counts of this name and these labels.
+    pub fn distribution(
+        &self,
+        name: &'static str,
+        help: &'static str,
+        bounds: &'static [f64],
+        labels: &[(&'static str, &str)],
+    ) -> Arc<Histogram> {
+        self.histogram_in(name, help, (bounds, 1.0), labels)
+    }
+
+    fn histogram_in(
+        &self,
+        name: &'static str,
+        help: &'static str,
+        (bounds, unit): (&'static [f64], f64),
+        labels: &[(&'static str, &str)],
+    ) -> Arc<Histogram> {
+        let make = || Metric::Histogram(Arc::new(Histogram::new(bounds, unit)));
         match self.series(name, help, labels, make) {
             Metric::Histogram(histogram) => histogram,
-            _ => Arc::new(Histogram::new(LATENCY_BOUNDS)),
+            _ => Arc::new(Histogram::new(bounds, unit)),
         }
     }
 
@@ -682,7 +728,7 @@ mod tests {
 
     #[test]
     fn a_histogram_puts_a_value_on_a_bound_into_that_bucket() {
-        let histogram = Histogram::new(&[0.001, 0.01]);
+        let histogram = Histogram::new(&[0.001, 0.01], NANOS);
         for ms in [1, 2, 10, 11] {
             histogram.observe(Duration::from_millis(ms));
         }

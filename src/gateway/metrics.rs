@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use crate::base::metrics::{Counter, Histogram, Limit, Registry, Unit};
 
+use super::gen_ai::GenAi;
 use super::routes;
 
 /// The data plane's counters.
@@ -27,6 +28,8 @@ pub struct Metrics {
     pub wait_quota: Arc<Histogram>,
     /// For the answer to the same request of another client.
     pub wait_answer: Arc<Histogram>,
+    /// What model calls came to.
+    pub calls: GenAi,
     /// For one of `server.exchanges_max`.
     pub wait_slot: Arc<Histogram>,
     /// Model calls that were not simply answered, and those of them that failed.
@@ -73,6 +76,7 @@ impl Metrics {
             wait_quota: waits("quota"),
             wait_answer: waits("answer"),
             wait_slot: waits("slot"),
+            calls: GenAi::new(&registry),
             first_token: registry.histogram(
                 "tidegate_first_token_seconds",
                 "Time from a request's first byte to the first content of its stream.",

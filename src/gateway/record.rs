@@ -16,6 +16,7 @@ use crate::observe::access::{AccessLine, FailedAttempt, Outcome, Tokens};
 use crate::upstream::link::Link;
 
 use super::cached::Origin;
+use super::gen_ai::{Call, Operation};
 use super::metrics::Metrics;
 use super::rates::Bill;
 use super::routes::{self, Found};
@@ -42,6 +43,8 @@ pub struct Record {
     started: Instant,
     bytes_in: u64,
     model: Option<Box<str>>,
+    /// Of a model call.
+    operation: Option<Operation>,
     stream: bool,
     /// Bounded by the chain's length.
     failed: Vec<(Box<str>, &'static str)>,
@@ -83,6 +86,7 @@ impl Record {
             started: clock::now(),
             bytes_in: 0,
             model: None,
+            operation: None,
             stream: false,
             failed: Vec::new(),
             answered_by: None,
@@ -126,6 +130,7 @@ impl Record {
     /// The model that was asked for, and whether a stream was.
     pub fn asked(&mut self, model: &str, stream: bool) {
         self.model = Some(model.into());
+        self.operation = Some(Operation::of(self.route));
         self.stream = stream;
     }
 
@@ -277,6 +282,7 @@ impl Record {
         self.bill = None;
         let total = self.elapsed();
         self.metrics.request(self.route, status, self.code, total);
+        self.measure(total);
         let failed: Vec<_> =
             self.failed.iter().map(|(upstream, code)| FailedAttempt { upstream, code }).collect();
         let line = AccessLine {
@@ -303,6 +309,27 @@ impl Record {
         if let Some(account) = self.account.take() {
             self.enter(account);
         }
+    }
+
+    /// Counts a model call. What was answered for another request says nothing of the upstream, and
+    /// what was refused before one was asked nothing of any.
+    fn measure(&self, took: Duration) {
+        let made = self.cached.is_none_or(|origin| origin == Origin::Miss);
+        let Some(operation) = self.operation.filter(|_| made) else { return };
+        let answered = self.answered_by.as_ref().map(|(by, model)| (&**by, Some(&**model)));
+        let last = self.failed.last().map(|(upstream, _)| (&**upstream, None));
+        let Some((upstream, model)) = answered.or(last) else { return };
+        let tokens = self.tokens.filter(|tokens| !tokens.estimated);
+        self.metrics.calls.count(&Call {
+            operation,
+            upstream,
+            model,
+            took,
+            first_token: self.first_token,
+            tokens: tokens.map(|tokens| (tokens.input, tokens.output)),
+            stream: self.stream,
+            error: (self.code != "ok").then_some(self.code),
+        });
     }
 
     /// Enters the request. Nothing else needs its names any more.
