@@ -2,6 +2,7 @@
 
 pub mod access;
 pub mod history;
+pub mod levels;
 pub mod log;
 pub mod process;
 pub mod prometheus;

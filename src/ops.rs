@@ -85,8 +85,8 @@ impl OpsHandler {
                 &|| probes::live(&self.parts.heartbeats, now).answer("livez", part, query)
             }
             "readyz" | "ready" => &|| self.ready(now).answer("readyz", part, query),
-            "metrics" if part.is_none() => &|| Some(self.metrics()),
             "status" if part.is_none() => &|| Some(status::answer(&self.parts, now)),
+            "metrics" if part.is_none() => &|| Some(self.metrics(head)),
             "limits" if part.is_none() => &|| Some(limits::answer(&self.parts.registry)),
             "breakers" if part.is_none() => &|| Some(self.breakers()),
             "cache" if part.is_none() => &|| Some(cache::answer(self.parts.answers.as_ref())),
@@ -134,10 +134,14 @@ impl OpsHandler {
         })
     }
 
-    fn metrics(&self) -> Response {
-        let mut page = Vec::with_capacity(32 * 1024);
-        prometheus::render(&self.parts.registry, &mut page);
-        Response::new(200, prometheus::CONTENT_TYPE, page).with("cache-control", "no-store")
+    fn metrics(&self, head: &Head) -> Response {
+        let accept = head.headers.get_str("accept").unwrap_or_default();
+        let format = prometheus::Format::of(accept);
+        let mut page = Vec::with_capacity(64 * 1024);
+        prometheus::render(&self.parts.registry, &self.parts.levels, format, &mut page);
+        Response::new(200, format.content_type(), page)
+            .with("cache-control", "no-store")
+            .with("vary", "accept")
     }
 
     /// Refuses what pages of other sites send. Such a page can make its reader's browser ask a

@@ -14,6 +14,7 @@ mod events;
 mod file;
 mod quarantine;
 mod readers;
+pub mod samples;
 mod schema;
 mod usage;
 mod writer;

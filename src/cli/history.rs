@@ -189,8 +189,8 @@ mod tests {
         let line = blocks(&values, 0.0, 999.0);
         assert_eq!(line.chars().count(), COLUMNS);
         assert!(line.starts_with('▁') && line.ends_with('█'), "{line}");
-        let figures = [0.0, 0.01234, 3.14159, 250.25, 9999.0, 123_456.0, 9.5e9].map(figure);
-        assert_eq!(figures, ["0", "0.0123", "3.14", "250.2", "9999", "123.5k", "9500M"]);
+        let figures = [0.0, 0.01234, 3.456789, 250.25, 9999.0, 123_456.0, 9.5e9].map(figure);
+        assert_eq!(figures, ["0", "0.0123", "3.46", "250.2", "9999", "123.5k", "9500M"]);
     }
 
     #[test]

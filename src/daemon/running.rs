@@ -197,15 +197,15 @@ impl Running {
         };
         let gateway = Gateway::new(state, parts);
 
-        let recorder = Recorder::start(&config.history, &registry, &heartbeats)
-            .map_err(|error| Refusal::Thread("history", error))?;
         let tools = store::Tools {
             registry: Arc::clone(&registry),
             events: Arc::clone(&events),
             board: Arc::clone(&board),
             heartbeats: Arc::clone(&heartbeats),
         };
-        let store = Store::open(config.state_dir.as_deref(), tools);
+        let store = Store::open(config.state_dir.as_deref(), tools.clone());
+        let recorder = Recorder::start(&config, &tools, &store)
+            .map_err(|error| Refusal::Thread("history", error))?;
         let (desk, orders) = Desk::new(&registry);
         let shown = ops::Parts {
             started: clock::now(),
@@ -216,6 +216,7 @@ impl Running {
             desk: desk.clone(),
             shown: Arc::clone(&configured),
             history: recorder.history(),
+            levels: recorder.levels(),
             store: Arc::clone(&store),
             hold,
             overload: Arc::clone(&overload),

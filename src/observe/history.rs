@@ -4,6 +4,9 @@
 //! grew by, histograms bucket by bucket; a series that a look did not see has a gap there.
 
 mod answer;
+mod code;
+mod keep;
+mod kept;
 pub mod point;
 pub mod question;
 pub mod sheet;
@@ -12,10 +15,12 @@ mod window;
 
 use std::collections::HashMap;
 use std::collections::VecDeque;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
+pub use keep::Keeper;
+use kept::Kept;
 use point::Point;
 use track::Track;
 pub use window::Window;
@@ -37,6 +42,10 @@ pub struct History {
     bytes: Arc<Limit>,
     disk: Arc<Limit>,
     interval_ms: AtomicU64,
+    /// How long looks and minutes are kept, in seconds.
+    looks_for: AtomicU64,
+    minutes_for: AtomicU64,
+    kept: OnceLock<Kept>,
 }
 
 #[derive(Debug)]
@@ -118,6 +127,9 @@ impl History {
                 "the oldest is forgotten early",
             ),
             interval_ms: AtomicU64::new(millis(settings.interval)),
+            looks_for: AtomicU64::new(settings.looks_for.as_secs()),
+            minutes_for: AtomicU64::new(settings.minutes_for.as_secs()),
+            kept: OnceLock::new(),
         })
     }
 
@@ -127,6 +139,8 @@ impl History {
         self.bytes.set_max(settings.memory_max);
         self.disk.set_max(settings.disk_max);
         self.interval_ms.store(millis(settings.interval), Relaxed);
+        self.looks_for.store(settings.looks_for.as_secs(), Relaxed);
+        self.minutes_for.store(settings.minutes_for.as_secs(), Relaxed);
     }
 
     /// Remembers a reading as the look of this moment; `wall` is the same in seconds since the epoch.

@@ -1,6 +1,9 @@
 //! Everything that is measured, read once. The metrics page and the history are both made from a
 //! [`Reading`], so that they have the same names, labels and values.
 
+use std::sync::Arc;
+
+use super::levels::{self, Figure, Levels};
 use super::process::Process;
 use crate::base::logsite;
 use crate::base::metrics::{Family, Histogram, Limit, Metric, NamedLimit, Registry};
@@ -67,18 +70,20 @@ pub struct Reading {
     families: Vec<Family>,
     limits: Vec<NamedLimit>,
     process: Process,
+    around: Arc<Vec<Figure>>,
     dropped: u64,
     suppressed: u64,
 }
 
 impl Reading {
     /// Reads.
-    pub fn take(registry: &Registry) -> Reading {
+    pub fn take(registry: &Registry, levels: &Levels) -> Reading {
         let (families, limits) = registry.gather();
         Reading {
             families,
             limits,
             process: Process::now(),
+            around: levels.figures(),
             dropped: registry.dropped(),
             suppressed: logsite::suppressed_total(),
         }
@@ -88,6 +93,7 @@ impl Reading {
     pub fn walk(&self, reader: &mut dyn Reader) {
         build_info(reader);
         process(&self.process, reader);
+        levels::walk(&self.around, reader);
         self.families.iter().for_each(|family| family_of(family, reader));
         limits(&self.limits, reader);
         let help =

@@ -16,6 +16,7 @@ use crate::gateway::cached::Answers;
 use crate::gateway::usage::Accounts;
 use crate::health::overload::Overload;
 use crate::observe::history::History;
+use crate::observe::levels::Levels;
 use crate::observe::log::Tail;
 use crate::store::Store;
 use crate::upstream::link::Links;
@@ -37,6 +38,8 @@ pub struct Parts {
     pub events: Arc<Events>,
     /// The last minutes of all metrics, and their windows.
     pub history: Arc<History>,
+    /// The container and the machine.
+    pub levels: Arc<Levels>,
     /// For what only the main loop can do.
     pub desk: Desk,
     /// What is kept on disk.
@@ -80,6 +83,7 @@ impl Parts {
             board: Arc::new(Board::default()),
             heartbeats: Arc::new(Heartbeats::default()),
             events: Events::new(Arc::clone(&registry)),
+            levels: Arc::default(),
             desk: Desk::new(&registry).0,
             shown: Shown::new(&registry, super::shown::Configured::default()),
             store: Store::open(None, crate::store::Tools::bare()),

@@ -10,6 +10,7 @@ use crate::base::health::{Board, Phase};
 use crate::base::heartbeat::Heartbeats;
 use crate::base::metrics::{Registry, Unit};
 use crate::net::http::{BodyLength, Headers};
+use crate::observe::levels::Levels;
 
 struct Plane {
     ops: OpsHandler,
@@ -136,7 +137,8 @@ fn metrics_are_a_page_of_the_text_format() {
     plane.registry.counter("tidegate_x_total", "X.", &[]).add(3);
     let response = plane.ask("GET", "/metrics");
     assert_eq!(response.status, 200);
-    assert_eq!(field(&response, "content-type"), Some(prometheus::CONTENT_TYPE));
+    let text = prometheus::Format::Text;
+    assert_eq!(field(&response, "content-type"), Some(text.content_type()));
     let text = String::from_utf8(response.body).unwrap();
     assert!(text.contains("\ntidegate_x_total 3\n"), "{text}");
 }
@@ -254,7 +256,8 @@ fn a_web_page_cannot_ask() {
         assert_eq!(fetched(site, "navigate", "document"), Ok(BODY_BYTES_MAX), "{site}: a link");
     }
     let mut text = Vec::new();
-    prometheus::render(&plane.registry, &mut text);
+    let format = prometheus::Format::Text;
+    prometheus::render(&plane.registry, &Levels::default(), format, &mut text);
     let text = String::from_utf8(text).unwrap();
     assert!(text.contains("tidegate_ops_refused_total{code=\"host_not_allowed\"} 3\n"), "{text}");
     // HTTP/1.0 has no Host; and where others reach the listener, names are how they do.

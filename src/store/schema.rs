@@ -11,7 +11,7 @@ pub(super) fn steps(which: Which, from: i64) -> Vec<String> {
     let first = || match which {
         // Each file of this room that keeps tables adds its own here.
         Which::Durable => [super::events::SCHEMA, super::usage::SCHEMA].concat(),
-        Which::Metrics => String::new(),
+        Which::Metrics => super::samples::SCHEMA.to_owned(),
     };
     let all: [(i64, &dyn Fn() -> String); 1] = [(0, &first)];
     all.iter().filter(|(version, _)| *version >= from).map(|(_, step)| step()).collect()

@@ -1,15 +1,33 @@
-//! Answers about the history, out of memory.
+//! Answers about the history, out of memory and the store.
 
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use serde_json::{Value, json};
 
+use super::keep::{HOUR, MINUTE};
 use super::point::Shape;
 use super::question::{Question, Reduce};
 use super::sheet::{Labels, Sheet};
 use super::{History, Series};
 use crate::base::error::{Error, Kind, Result};
+
+/// Refuses a figure that says nothing of such a metric.
+fn check_fits(question: &Question, shape: Shape) -> Result<()> {
+    let reduce = question.reduce.unwrap_or_else(|| Reduce::of(shape));
+    if reduce.fits(shape) {
+        return Ok(());
+    }
+    let fit = Reduce::NAMES.iter().filter(|(_, reduce)| reduce.fits(shape));
+    let fit: Vec<_> = fit.map(|(name, _)| *name).collect();
+    let text = format!(
+        "fn: {} says nothing of a {}; there are {}",
+        reduce.as_str(),
+        shape.as_str(),
+        fit.join(", ")
+    );
+    Err(Error::new(Kind::InvalidField, text))
+}
 
 /// What there is of one series.
 #[derive(Clone, Debug, PartialEq)]
@@ -25,7 +43,7 @@ pub struct Known {
 }
 
 impl Known {
-    fn of(series: &Series) -> Known {
+    pub(super) fn of(series: &Series) -> Known {
         let labels = series.labels.iter().map(|(key, text)| (key.to_string(), text.to_string()));
         Known {
             name: series.name.to_string(),
@@ -50,16 +68,33 @@ impl History {
     /// there is no history of.
     pub fn answer(&self, query: &str, now: u64) -> Result<Value> {
         match Question::parse(query, now)? {
-            Some(question) => self.about(&question),
+            Some(question) => self.about(&question, now),
             None => Ok(self.list()),
         }
     }
 
     /// About one metric.
-    fn about(&self, question: &Question) -> Result<Value> {
+    fn about(&self, question: &Question, now: u64) -> Result<Value> {
+        let mut notes = Vec::new();
         let mut known = self.known();
         known.retain(|known| known.fits(question));
-        let Some(first) = known.first() else {
+        // What is in memory needs no question to the store.
+        let older = self.range().is_none_or(|(from, _)| question.from < from);
+        let mut kept = self.kept.get().filter(|_| older);
+        let mut stored = Vec::new();
+        if let Some(store) = kept {
+            match store.series(question) {
+                Ok(rows) => stored = rows,
+                Err(error) => {
+                    notes.push(format!("only what is in memory: {}", error.context()));
+                    kept = None;
+                }
+            }
+        } else if older {
+            notes.push("only what is in memory: there is no store".to_owned());
+        }
+        let newest = stored.iter().map(|(_, known)| known).next_back();
+        let Some(first) = known.first().or(newest) else {
             let text = format!(
                 "no series of {:?} with these labels is remembered; GET /history names what is",
                 question.metric.chars().take(80).collect::<String>()
@@ -67,29 +102,45 @@ impl History {
             return Err(Error::new(Kind::NotFound, text));
         };
         let (shape, bounds) = (first.shape, first.bounds.clone());
-        let reduce = question.reduce.unwrap_or_else(|| Reduce::of(shape));
-        if !reduce.fits(shape) {
-            let fit = Reduce::NAMES.iter().filter(|(_, reduce)| reduce.fits(shape));
-            let fit: Vec<_> = fit.map(|(name, _)| *name).collect();
-            let text = format!(
-                "fn: {} says nothing of a {}; there are {}",
-                reduce.as_str(),
-                shape.as_str(),
-                fit.join(", ")
-            );
-            return Err(Error::new(Kind::InvalidField, text));
-        }
-        let mut notes = Vec::new();
-        let grid = question.grid(self.interval().as_secs(), known.len());
+        check_fits(question, shape)?;
+        stored.retain(|(_, known)| known.shape == shape && known.bounds == bounds);
+        let only_stored = stored.iter().filter(|(_, stored)| !known.contains(stored)).count();
+        let finest = match kept {
+            Some(_) => self.finest(question, now),
+            None => self.interval().as_secs(),
+        };
+        let grid = question.grid(finest, known.len() + only_stored);
         if grid.raised {
             notes.push(format!(
-                "the step is {} s, so that there are not too many points",
+                "the step is {} s: there is nothing finer, or there would be too many points",
                 grid.step
             ));
         }
         let mut sheet = Sheet::new(grid, shape, bounds);
-        self.fill(question, &mut sheet, 0);
+        let first = match kept.map(|kept| kept.fill(question, &stored, &mut sheet)) {
+            Some(Ok(first)) => first,
+            Some(Err(error)) => {
+                notes.push(format!("not all of it: {}", error.context()));
+                0
+            }
+            None => 0,
+        };
+        self.fill(question, &mut sheet, first);
         Ok(sheet.tell(question, &notes))
+    }
+
+    /// The finest step that there is for this question, in seconds: what is old is kept by the minute, and
+    /// what is older by the hour.
+    fn finest(&self, question: &Question, now: u64) -> u64 {
+        let ages = self.ages();
+        let age = now.saturating_sub(question.from);
+        if age <= ages[0] {
+            self.interval().as_secs()
+        } else if age <= ages[1] {
+            MINUTE
+        } else {
+            HOUR
+        }
     }
 
     /// What there is.
@@ -139,13 +190,18 @@ impl History {
                     continue;
                 };
                 for look in inner.looks.iter().filter(|look| look.number >= first) {
-                    let inside = (question.from..question.to).contains(&look.wall);
+                    let inside = look.wall < question.to;
                     if inside && let Some(point) = series.track.at(look.number, look.millis) {
                         sheet.add(row, look.wall, &point);
                     }
                 }
             }
         });
+    }
+
+    /// How long looks and minutes are kept, in seconds.
+    fn ages(&self) -> [u64; 2] {
+        [self.looks_for.load(Relaxed), self.minutes_for.load(Relaxed)]
     }
 
     /// The time between two looks.

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::base::clock;
+use crate::observe::levels::Levels;
 
 struct Bench {
     registry: Registry,
@@ -22,7 +23,7 @@ impl Bench {
     fn look(&mut self, seconds: u64) {
         self.now += Duration::from_secs(seconds);
         self.wall += seconds;
-        self.history.look(&Reading::take(&self.registry), self.now, self.wall);
+        self.history.look(&Reading::take(&self.registry, &Levels::default()), self.now, self.wall);
     }
 
     fn window(&self, metric: &str, labels: &[(&str, &str)], seconds: u64) -> Option<Window> {

@@ -139,7 +139,7 @@ fn check_histogram(family: &Read) {
 
 fn page(registry: &Registry) -> BTreeMap<String, Read> {
     let mut out = Vec::new();
-    render(registry, &mut out);
+    render(registry, &Levels::default(), Format::Text, &mut out);
     read(&out)
 }
 
@@ -251,4 +251,110 @@ fn numbers_are_written_as_go_writes_them() {
     for (value, expected) in cases {
         assert_eq!(number(value), expected);
     }
+}
+
+/// Reads a page of OpenMetrics 1.0 and checks what it asks for beyond the text format. Names come back as
+/// the text format has them.
+fn read_open(page: &[u8]) -> BTreeMap<String, Read> {
+    let text = std::str::from_utf8(page).unwrap();
+    let text = text.strip_suffix("# EOF\n").expect("the end is marked");
+    assert!(!text.contains("# EOF") && !text.contains('\r'));
+    let mut families: BTreeMap<String, Read> = BTreeMap::new();
+    let (mut open, mut helped, mut unit) = (String::new(), true, None);
+    let mut seen = BTreeSet::new();
+    let full = |name: &str, kind: &str| match kind {
+        "counter" => format!("{name}_total"),
+        "info" => format!("{name}_info"),
+        _ => name.to_owned(),
+    };
+    for line in text.lines() {
+        if let Some(rest) = line.strip_prefix("# TYPE ") {
+            assert!(helped, "HELP of {open} is missing");
+            let (name, kind) = rest.split_once(' ').unwrap();
+            check_name(name);
+            assert!(["counter", "gauge", "histogram", "info"].contains(&kind), "{line}");
+            assert!(!name.ends_with("_total") && !name.ends_with("_info"), "{line}");
+            assert!(seen.insert(name.to_owned()), "two groups of {name}");
+            (open, helped, unit) = (name.to_owned(), false, None);
+            let family = Read { kind: kind.to_owned(), ..Read::default() };
+            families.insert(full(name, kind), family);
+            continue;
+        }
+        let kind = families.iter().find(|(name, read)| **name == full(&open, &read.kind));
+        let (key, kind) = kind.map(|(name, read)| (name.clone(), read.kind.clone())).unwrap();
+        if let Some(rest) = line.strip_prefix("# UNIT ") {
+            assert!(!helped && unit.is_none(), "UNIT stands between TYPE and HELP: {line}");
+            let (name, told) = rest.split_once(' ').unwrap();
+            assert!(name == open && name.ends_with(&format!("_{told}")), "{line}");
+            unit = Some(told.to_owned());
+        } else if let Some(rest) = line.strip_prefix("# HELP ") {
+            let (name, help) = rest.split_once(' ').unwrap();
+            assert!(name == open && !helped, "{line}");
+            helped = true;
+            assert!(!help.replace("\\\"", "").contains('"'), "{line}");
+            families.get_mut(&key).unwrap().help = unescape(help);
+        } else {
+            assert!(helped && !line.starts_with('#') && !line.is_empty(), "{line:?}");
+            let (name, mut labels, value) = read_sample(line);
+            let suffix = name.strip_prefix(&open).unwrap_or_else(|| panic!("{line} in {open}"));
+            let allowed: &[&str] = match &*kind {
+                "counter" => &["_total"],
+                "info" => &["_info"],
+                "histogram" => &["_bucket", "_sum", "_count"],
+                _ => &[""],
+            };
+            assert!(allowed.contains(&suffix), "{line}");
+            if let Some(bound) = labels.get_mut("le") {
+                assert!(bound == "+Inf" || bound.contains(['.', 'e']), "{line}");
+                *bound = bound.strip_suffix(".0").unwrap_or(bound).to_owned();
+            }
+            let suffix = if ["_total", "_info"].contains(&suffix) { "" } else { suffix };
+            let family = families.get_mut(&key).unwrap();
+            family.samples.push((suffix.to_owned(), labels, value));
+        }
+    }
+    assert!(helped);
+    for family in families.values_mut() {
+        if family.kind == "info" {
+            "gauge".clone_into(&mut family.kind);
+        }
+    }
+    families
+}
+
+#[test]
+fn both_formats_say_the_same() {
+    let registry = Registry::default();
+    registry.counter("tidegate_a_total", "Back\\slash, \"quotes\" and\nnewline.", &[]).add(3);
+    for odd in ["plain", "", "quo\"te", "back\\slash", "new\nline", "é{},=", "\\n"] {
+        registry.counter("tidegate_odd_total", "Odd.", &[("x", odd), ("y", "1")]).add(7);
+    }
+    let histogram = registry.histogram("tidegate_h_seconds", "H.", &[("route", "chat")]);
+    histogram.observe(Duration::from_millis(30));
+    registry.limit("server.queue_max", "", 5, "503");
+    let write = |format| {
+        let mut out = Vec::new();
+        render(&registry, &Levels::default(), format, &mut out);
+        out
+    };
+    // What the system says changes from page to page.
+    let ours = |families: BTreeMap<String, Read>| {
+        let ours = |name: &str| name.starts_with("tidegate_") && !name.contains("_process_");
+        let ours = move |name: &str| {
+            ours(name) && !name.contains("_system_") && !name.contains("_container_")
+        };
+        families.into_iter().filter(|(name, _)| ours(name)).collect::<Vec<_>>()
+    };
+    let (text, open) = (read(&write(Format::Text)), read_open(&write(Format::OpenMetrics)));
+    let names = |families: &BTreeMap<String, Read>| families.keys().cloned().collect::<Vec<_>>();
+    assert_eq!(names(&text), names(&open));
+    assert_eq!(format!("{:?}", ours(text)), format!("{:?}", ours(open)));
+    let open = String::from_utf8(write(Format::OpenMetrics)).unwrap();
+    assert!(
+        open.contains("# TYPE tidegate_h_seconds histogram\n# UNIT tidegate_h_seconds seconds\n")
+    );
+    assert!(
+        open.contains("# TYPE process_cpu_seconds counter\n# UNIT process_cpu_seconds seconds\n")
+    );
+    assert!(open.contains("tidegate_h_seconds_bucket{route=\"chat\",le=\"1.0\"} 1\n"));
 }
