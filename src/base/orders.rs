@@ -12,6 +12,7 @@ use serde_json::Value;
 
 use super::clock;
 use super::error::{Error, Kind};
+use super::heartbeat::{self, Doing};
 use super::lock;
 use super::metrics::{Limit, Registry};
 
@@ -129,6 +130,7 @@ impl Desk {
         })?;
         self.limit.set_now(self.orders.len() as u64);
         let wait = deadline.saturating_duration_since(clock::now());
+        let _waiting = heartbeat::waiting(Doing::Answer, deadline);
         match outcome.recv_timeout(wait) {
             Ok(outcome) => outcome,
             Err(RecvTimeoutError::Timeout) => {

@@ -53,7 +53,7 @@ impl Recorder {
         let keeper = Keeper::new(&history, store, settings, registry, now);
         let settings = Arc::new(ArcSwap::from_pointee(settings.clone()));
         let (stop, stopped) = bounded(1);
-        let beat = heartbeats.register("history", SILENCE_MAX);
+        let beat = heartbeats.register_one_of_many("history", SILENCE_MAX);
         let folders = [("state", &config.state_dir), ("log", &config.log.dir)];
         let folders = folders.into_iter().filter_map(|(word, dir)| Some((word, dir.clone()?)));
         let levels = Arc::new(Levels::new(folders.collect()));

@@ -304,7 +304,7 @@ impl Recovery {
         }
         log::error!(code = Exit::Restart.code(); "restart_without_drain");
         std::thread::sleep(LAST_LINES);
-        #[expect(clippy::exit, clippy::disallowed_methods, reason = "the main loop hangs")]
+        #[expect(clippy::disallowed_methods, reason = "the main loop hangs")]
         std::process::exit(i32::from(Exit::Restart.code()));
     }
 

@@ -322,11 +322,11 @@ mod tests {
             let start = clock::now();
             let mut ladder = Ladder::default();
             let (mut x, mut trouble, mut until) = (seed, None, 0);
-            let mut random = move |below: u64| {
+            let mut random = move |below: u32| {
                 x ^= x << 13;
                 x ^= x >> 7;
                 x ^= x << 17;
-                x % below
+                u32::try_from(x % u64::from(below)).unwrap()
             };
             let (mut steps, mut calls): (VecDeque<u32>, Vec<u32>) = Default::default();
             let mut open: Option<Step> = None;
@@ -335,9 +335,9 @@ mod tests {
                     let all = [Trouble::Memory, Trouble::Overload, Trouble::Worker, Trouble::Check];
                     trouble = match random(3) {
                         0 => None,
-                        _ => all.get(random(4) as usize).copied(),
+                        _ => all.get(usize::try_from(random(4)).unwrap()).copied(),
                     };
-                    until = second + 5 + random(400) as u32;
+                    until = second + 5 + random(400);
                 }
                 for act in ladder.look(start + SECOND * second, trouble, &RULES) {
                     match act {

@@ -96,6 +96,9 @@ pub trait Service: Send + Sync + 'static {
     fn refuse(&self, status: u16, code: &'static str, detail: &str) -> Response;
 }
 
+/// How long a handler may be at work, beside its waits for the main loop.
+const HANDLER_SILENCE_MAX: Duration = Duration::from_secs(30);
+
 /// The running control socket. Dropped, it is closed and its file removed.
 pub struct Control {
     path: PathBuf,
@@ -120,7 +123,9 @@ impl Control {
         let mut threads = Vec::new();
         for number in 0..HANDLERS {
             let shared = Arc::clone(&shared);
-            threads.push(thread::spawn(&format!("control-{number}"), move || shared.run())?);
+            let name = format!("control-{number}");
+            let beat = heartbeats.register_one_of_many(&name, HANDLER_SILENCE_MAX);
+            threads.push(thread::spawn(&name, move || shared.run(&beat))?);
         }
         let (gate, thread) = gate::start(place, &shared, registry, heartbeats)?;
         threads.push(thread);

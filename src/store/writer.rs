@@ -108,7 +108,7 @@ impl Work {
         });
         let check = tools.board.check("store");
         check.ok();
-        let beat = tools.heartbeats.register("store", SILENCE_MAX);
+        let beat = tools.heartbeats.register_one_of_many("store", SILENCE_MAX);
         let retry = Retry::now();
         let claim = None;
         Work { dir, files, claim, retry, nudged, stopping, check, beat, tools, looked: None }

@@ -12,6 +12,7 @@ use tiny_http::{Header, Request, Server, StatusCode};
 
 use super::{BODY_BYTES_MAX, Call, Caller, HANDLERS, Reply, STREAMS_MAX, Service, Stream};
 use crate::base::clock;
+use crate::base::heartbeat::Beat;
 use crate::base::lock::{Locked, Rank};
 use crate::base::metrics::{Limit, Registry};
 use crate::base::thread::{self, Thread};
@@ -73,8 +74,9 @@ impl Shared {
     }
 
     /// A handler's life.
-    pub(super) fn run(self: Arc<Self>) {
+    pub(super) fn run(self: Arc<Self>, beat: &Beat) {
         while !self.stopping.load(Relaxed) {
+            beat.rest();
             let Some(server) = self.server.load_full() else {
                 // Until the gate has built one.
                 std::thread::sleep(Duration::from_millis(20));
@@ -83,6 +85,7 @@ impl Shared {
             // Fails when it was replaced, and when its accept loop has ended: then the gate finds out.
             let taken = server.recv();
             drop(server);
+            beat.tick();
             match taken {
                 Ok(request) => {
                     // A panic drops the request, which tiny_http answers with 500.
