@@ -308,6 +308,6 @@ fn the_command_shows_what_the_ops_plane_says() {
     };
     let nobody = format!("127.0.0.1:{}", free_port());
     fails(&["limits", "--ops", &nobody], 69, "nothing answers at");
-    fails(&["limits", "--ops", &daemon.addr.to_string()], 1, "answered 404");
+    fails(&["limits", "--ops", &daemon.addr.to_string()], 65, "answered 404");
     fails(&["limits", "--config", "/nonexistent.toml"], 78, "no such file");
 }
