@@ -32,6 +32,7 @@ fn stays(limit: &str, owner: &str) -> bool {
         "checks.threads_max",
         "checks_max",
         "config.aside_max",
+        "config.damaged_max",
         "config.rejected_max",
         "config.versions_max",
         "events.history_max",

@@ -246,6 +246,9 @@ fn a_file_that_is_read_only_is_refused_with_its_remedy() {
     let why = refused(&sandbox, &daemon.config, &["set", "log.level", "warn"], 1);
     assert!(why.contains("read-only") && why.contains("give it write access"), "{why}");
     assert_eq!((text(&daemon), version(&daemon)), (before, 1));
+    // Nothing of it stays: lines of information are written as before.
+    assert_eq!(chat(&daemon, "echo"), 200);
+    assert_eventually!(told(&daemon, "access") > 0);
     mode(0o644);
     good(&sandbox, &daemon.config, &["set", "log.level", "warn"]);
     daemon.assert_well("after a refusal");

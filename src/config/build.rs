@@ -26,7 +26,7 @@ use super::report::{Report, join};
 use super::secret;
 use super::settings::{
     Auth, BaseUrl, Breaker, Cache, Config, History, Key, Limit, Log, LogFormat, Model, Namespace,
-    OWN_LIMIT, Ops, Overload, Per, Prices, Resources, Routes, Server, Target, Upstream,
+    OWN_LIMIT, Ops, Overload, Per, Prices, Recovery, Resources, Routes, Server, Target, Upstream,
     UpstreamKind, Versions, WatchedFolder,
 };
 use super::unit::Size;
@@ -85,8 +85,15 @@ pub(super) fn build(raw: &Raw, site: &Site<'_>, report: &mut Report) -> Config {
             growth_per_day: raw.resources.growth_per_day,
         },
         history: History::from(&raw.history),
-        checks: checks::checks(raw, report),
-        recovery: checks::recovery(raw),
+        checks: {
+            // Judged in any case: switched on again they must be right.
+            let checks = checks::checks(raw, report);
+            if raw.features.checks { checks } else { Vec::new() }
+        },
+        recovery: {
+            let recovery = checks::recovery(raw);
+            Recovery { enabled: recovery.enabled && raw.features.recovery, ..recovery }
+        },
         auth: Auth {
             failures_max: raw.auth.failures_max,
             window: raw.auth.window.0,

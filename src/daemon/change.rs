@@ -122,7 +122,7 @@ impl Running {
         let changed = match changed {
             Ok(changed) => changed,
             Err(error) => {
-                self.drop_prepared();
+                self.drop_taken(prepared);
                 return Err(error);
             }
         };

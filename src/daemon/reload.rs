@@ -159,9 +159,19 @@ impl Running {
     }
 
     /// What a refused configuration registered goes, and its bounds with it.
-    pub(super) fn drop_prepared(&self) {
+    fn drop_prepared(&self) {
         self.gateway.state().adopt(&self.links);
         export(&self.registry, &[&self.config]);
+    }
+
+    /// The same for one that was prepared and is not wanted any more.
+    pub(super) fn drop_taken(&self, prepared: Prepared) {
+        if prepared.config.log != self.config.log
+            && let Err(error) = self.log.reconfigure(&self.config.log)
+        {
+            log::warn!(error:% = error; "log_reconfigure_pending");
+        }
+        self.drop_prepared();
     }
 
     /// Puts it in force. Nothing here can fail.

@@ -15,7 +15,7 @@ use crate::config::edit::Edit;
 use crate::config::ledger::{ASIDE_MAX, Base, Ledger, Signature, Standing};
 use crate::config::overview::Overview;
 use crate::config::probation::{Cause, Probation, Sample, Verdict};
-use crate::config::versions::REJECTED_MAX;
+use crate::config::versions::{DAMAGED_MAX, REJECTED_MAX};
 use crate::config::{self, Config};
 use crate::gateway::metrics::Metrics;
 
@@ -87,6 +87,8 @@ impl Keeping {
         registry.limit("config.knobs_max", "", KNOBS_MAX as u64, "refused");
         let (max, consequence) = (REJECTED_MAX as u64, "the oldest is forgotten");
         registry.limit("config.rejected_max", "", max, consequence);
+        let (max, consequence) = (DAMAGED_MAX as u64, "the oldest is deleted");
+        registry.limit("config.damaged_max", "", max, consequence);
         let (max, consequence) = (ASIDE_MAX as u64, "the oldest is deleted");
         registry.limit("config.aside_max", "", max, consequence);
         let Booted { loaded, ledger, standing, good, probation, trouble, rolled_back, news } =

@@ -40,10 +40,38 @@ pub struct RawFeatures {
 
     /// Overload levels: off does what `overload.enabled = false` does.
     pub overload: bool,
+
+    /// The checks of `[[check]]`: off does what none of them does.
+    pub checks: bool,
+
+    /// The recovery ladder: off does what `recovery.enabled = false` does.
+    pub recovery: bool,
 }
 
 impl Default for RawFeatures {
     fn default() -> Self {
-        RawFeatures { cache: true, overload: true }
+        RawFeatures { cache: true, overload: true, checks: true, recovery: true }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::config::parse;
+
+    #[test]
+    fn a_feature_that_is_off_is_off_whatever_its_section_says() {
+        let check = "[[check]]\nname = \"c\"\nkind = \"tcp\"\naddress = \"127.0.0.1:1\"\n";
+        let with = |on: bool| {
+            let features = ["cache", "overload", "checks", "recovery"];
+            let features: String = features.map(|f| format!("features.{f} = {on}\n")).concat();
+            let config = parse(&format!("{features}{check}"), None, &|_| None).unwrap().config;
+            [
+                config.cache.enabled,
+                config.overload.enabled,
+                !config.checks.is_empty(),
+                config.recovery.enabled,
+            ]
+        };
+        assert_eq!((with(true), with(false)), ([true; 4], [false; 4]));
     }
 }
