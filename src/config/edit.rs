@@ -48,7 +48,10 @@ fn invalid(text: String) -> Error {
 /// a text too.
 fn value_of(written: &str) -> Value {
     match written.trim().parse::<Value>() {
-        Ok(value) if !value.is_datetime() => value.decorated("", ""),
+        Ok(mut value) if !value.is_datetime() => {
+            value.decor_mut().clear();
+            value
+        }
         _ => Value::from(written),
     }
 }

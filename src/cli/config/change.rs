@@ -270,17 +270,27 @@ fn pairs(arguments: &[String]) -> Result<Vec<Edit>, String> {
     let mut edits = Vec::new();
     let mut arguments = arguments.iter();
     while let Some(argument) = arguments.next() {
-        // The name of an entry may hold an equals sign.
-        let behind = argument.rfind(']').unwrap_or(0);
-        let name = argument.find('[').is_some_and(|open| open < behind);
-        let from = if name && !argument[..behind].contains("].") { behind } else { 0 };
-        let (key, value) = match argument[from..].find('=').map(|at| from + at) {
+        let (key, value) = match equals(argument) {
             Some(at) => (&argument[..at], argument[at + 1..].to_owned()),
             None => (argument.as_str(), arguments.next().ok_or_else(|| argument.clone())?.clone()),
         };
         edits.push((key.trim().to_owned(), Some(value.trim().to_owned())));
     }
     Ok(edits)
+}
+
+/// Where the name of a setting ends and its value begins. The name of an entry, in its brackets, may
+/// hold an equals sign too.
+fn equals(argument: &str) -> Option<usize> {
+    let mut inside = false;
+    argument.char_indices().find_map(|(at, c)| {
+        match c {
+            '[' => inside = true,
+            ']' => inside = false,
+            _ => {}
+        }
+        (c == '=' && !inside).then_some(at)
+    })
 }
 
 #[cfg(test)]
