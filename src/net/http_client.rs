@@ -69,6 +69,25 @@ pub struct Answer {
     pub body: Vec<u8>,
 }
 
+/// A whole answer with its header fields.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reply {
+    /// The status, whatever it is.
+    pub status: u16,
+    /// The fields whose values are text, at most [`HEAD_BYTES_MAX`] of them.
+    pub fields: Vec<(String, String)>,
+    /// The body, at most [`ANSWER_BYTES_MAX`].
+    pub body: Vec<u8>,
+}
+
+impl Reply {
+    /// The value of a field; names do not depend on case.
+    pub fn field(&self, name: &str) -> Option<&str> {
+        let same = |(have, _): &&(String, String)| have.eq_ignore_ascii_case(name);
+        self.fields.iter().find(same).map(|(_, value)| value.as_str())
+    }
+}
+
 /// A client of one site. Costs little until it is used: roots and the CA file are read at the first
 /// call.
 pub struct Client {
@@ -136,6 +155,31 @@ impl Client {
         self.read(request.send(body), ANSWER_BYTES_MAX)
     }
 
+    /// Sends a body to a path with these header fields. Blocks until the answer is whole, at most until
+    /// the deadline.
+    ///
+    /// # Errors
+    /// Those of [`Client::get`].
+    pub fn post(
+        &self,
+        path: &str,
+        fields: &[(&str, &str)],
+        body: &[u8],
+        deadline: Instant,
+    ) -> Result<Reply> {
+        let mut request = self.agent()?.post(self.url(path));
+        if let Some(key) = &self.site.key {
+            request = request.header("authorization", format!("Bearer {key}"));
+        }
+        for (name, value) in fields {
+            request = request.header(*name, *value);
+        }
+        let left = self.left(deadline)?;
+        let _waiting = heartbeat::waiting(Doing::Call(Phase::Answer), deadline);
+        let request = request.config().timeout_global(Some(left)).build();
+        self.read_whole(request.send(body), ANSWER_BYTES_MAX)
+    }
+
     /// Ends the calls that run, from another thread, and refuses new ones. A TCP connect that is on
     /// its way is not interrupted; `connect_timeout` bounds it.
     pub fn close(&self) {
@@ -173,12 +217,25 @@ impl Client {
         sent: std::result::Result<ureq::http::Response<ureq::Body>, ureq::Error>,
         bytes_max: u64,
     ) -> Result<Answer> {
+        self.read_whole(sent, bytes_max)
+            .map(|reply| Answer { status: reply.status, body: reply.body })
+    }
+
+    fn read_whole(
+        &self,
+        sent: std::result::Result<ureq::http::Response<ureq::Body>, ureq::Error>,
+        bytes_max: u64,
+    ) -> Result<Reply> {
         let read = sent.and_then(|mut response| {
             let status = response.status().as_u16();
+            let text = |(name, value): (&ureq::http::HeaderName, &ureq::http::HeaderValue)| {
+                Some((name.as_str().to_owned(), value.to_str().ok()?.to_owned()))
+            };
+            let fields = response.headers().iter().filter_map(text).collect();
             // ureq refuses a body that fills its limit: one byte more is the largest that fits.
             let limit = bytes_max + 1;
             let body = response.body_mut().with_config().limit(limit).read_to_vec()?;
-            Ok(Answer { status, body })
+            Ok(Reply { status, fields, body })
         });
         read.map_err(|error| {
             if self.control.cancelled() {
