@@ -4,6 +4,7 @@
 //! at once; `build` makes the [`Config`] that the rest of the program holds; `intent` judges rules
 //! between settings. Nothing else makes a `Config`.
 
+mod alerts;
 pub mod boot;
 mod build;
 mod checks;
@@ -49,6 +50,19 @@ pub use settings::Config;
 use build::Site;
 use raw::Raw;
 use report::Report;
+
+/// A duration as people write it in the file.
+pub fn duration_text(duration: std::time::Duration) -> String {
+    unit::Span(duration).to_string()
+}
+
+/// Reads a duration as people write it in the file.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn duration_parse(text: &str) -> Result<std::time::Duration, &'static str> {
+    text.parse::<unit::Span>().map(|span| span.0)
+}
 
 /// A configuration that may be used, and what is doubtful about it.
 #[derive(Clone, Debug)]

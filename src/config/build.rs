@@ -13,6 +13,7 @@ use sha2::{Digest, Sha256};
 use crate::base::gcra::Quota;
 use crate::base::time_parse;
 
+use super::alerts;
 use super::checks;
 use super::fault::shown;
 use super::names::{ECHO, free, split};
@@ -110,6 +111,7 @@ pub(super) fn build(raw: &Raw, site: &Site<'_>, report: &mut Report) -> Config {
             probation: raw.config.probation.0,
             versions_max: raw.config.versions_max,
         },
+        alerts: alerts::build(raw, site, report),
         log: log(raw, site),
         state_dir: state_dir(raw.state.dir.as_deref(), site),
         server,
@@ -443,13 +445,13 @@ fn upstream(
     };
     let url = url_of(&raw.url, "url").filter(|_| kind != UpstreamKind::Echo);
     let proxy = url_of(&raw.proxy, "proxy");
-    let ca = ca_file(raw, &at("ca_file"), site, report);
+    let ca = ca_file(raw.ca_file.as_deref(), &at("ca_file"), site, report);
     let (ca_file, ca_digest) = ca.unzip();
     Upstream {
         name: raw.name.clone(),
         kind,
         url,
-        key: secret::key(raw, place, site, report),
+        key: secret::key(raw.api_key(), place, site, report),
         ca_file,
         ca_digest,
         proxy,
@@ -559,13 +561,13 @@ fn kind_name(kind: UpstreamKind) -> &'static str {
 }
 
 /// The file, and the digest of what is in it.
-fn ca_file(
-    raw: &RawUpstream,
+pub(super) fn ca_file(
+    named: Option<&str>,
     place: &str,
     site: &Site<'_>,
     report: &mut Report,
 ) -> Option<(PathBuf, [u8; 32])> {
-    let path = site.place(raw.ca_file.as_ref()?);
+    let path = site.place(named?);
     let mut digest = [0; 32];
     match secret::read_small(&path, secret::CA_FILE_BYTES_MAX) {
         Ok((text, _)) if text.contains("-----BEGIN CERTIFICATE-----") => {

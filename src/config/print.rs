@@ -69,11 +69,12 @@ impl Loaded {
                 }
                 Some(value) => {
                     let value = written(value);
-                    let key = if setting.key.starts_with("api_key") {
-                        format!("; the key: {MASK}")
-                    } else {
-                        String::new()
-                    };
+                    let key =
+                        if setting.key.starts_with("api_key") || setting.key.starts_with("key_") {
+                            format!("; the key: {MASK}")
+                        } else {
+                            String::new()
+                        };
                     push(out, &format!("{} = {value} # {origin}{key}", setting.key));
                 }
                 None => {

@@ -12,6 +12,7 @@
 mod access;
 mod health;
 mod history;
+mod alerts;
 mod running;
 mod server;
 mod upstreams;
@@ -21,6 +22,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use access::{RawAuth, RawKey, RawLimit, RawPer, RawRoutes};
+pub use alerts::{RawAlert, RawAlerts, RawMeasure, RawNotify, RawNotifyKind, RawOp, RawSeverity};
 pub use health::{RawAffects, RawCheck, RawCheckKind, RawProbe, RawRecovery};
 pub use history::RawHistory;
 pub use running::{RawCache, RawNamespace, RawOverload, RawResources, RawUsage, RawWatch};
@@ -57,6 +59,15 @@ pub const CHECKS_MAX: usize = 64;
 
 /// Most requests or tokens a minute that can be written: far above what one machine passes on.
 pub const PER_MINUTE_MAX: u64 = 1_000_000_000;
+
+/// Most `[[alert]]` entries: each of the built-in rules can be changed, and as many may be added.
+pub const ALERTS_MAX: usize = 64;
+
+/// Most `[[notify]]` entries: one thread serves them all.
+pub const CHANNELS_MAX: usize = 8;
+
+/// Most labels that a rule names.
+pub const ALERT_LABELS_MAX: usize = 8;
 
 /// The whole file.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -113,6 +124,16 @@ pub struct Raw {
     /// What the gateway can do beside passing requests on, each to be switched off by itself in an
     /// incident. Whatever its own section says, what is off here is off.
     pub features: RawFeatures,
+    /// Alerts: rules are judged all the time, and what they find is told to the channels of
+    /// `[[notify]]`. `tidegate alerts` shows what there is, silences it, and tries the channels.
+    pub alerts: RawAlerts,
+    /// A rule. One with the name of a built-in rule changes that one, in what is written only.
+    #[schemars(length(max = ALERTS_MAX))]
+    pub alert: Vec<RawAlert>,
+    /// A channel on which people are told of alerts. With two of different kinds, each tells when the
+    /// other fails.
+    #[schemars(length(max = CHANNELS_MAX))]
+    pub notify: Vec<RawNotify>,
     /// The log.
     pub log: RawLog,
     /// What the daemon keeps on disk: versions of the configuration.

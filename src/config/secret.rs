@@ -6,7 +6,6 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use super::build::Site;
-use super::raw::RawUpstream;
 use super::report::{Report, join};
 use super::settings::Secret;
 
@@ -41,18 +40,28 @@ pub(super) fn digest(text: &str) -> Result<[u8; 32], &'static str> {
     Ok(digest)
 }
 
-/// The key for an upstream.
+/// Where a key is, and which two settings say so.
+pub(super) struct Named<'a> {
+    /// The setting that names a variable, and the one that names a file.
+    pub keys: (&'static str, &'static str),
+    /// The variable.
+    pub env: Option<&'a str>,
+    /// The file.
+    pub file: Option<&'a str>,
+}
+
+/// A key that is not in the file itself.
 pub(super) fn key(
-    raw: &RawUpstream,
+    named: Named<'_>,
     place: &str,
     site: &Site<'_>,
     report: &mut Report,
 ) -> Option<Secret> {
-    let (env_at, file_at) = (join(place, "api_key_env"), join(place, "api_key_file"));
-    if raw.api_key_env.is_some() && raw.api_key_file.is_some() {
-        report.fault(&file_at, "stands beside api_key_env", "keep one of the two");
+    let (env_at, file_at) = (join(place, named.keys.0), join(place, named.keys.1));
+    if named.env.is_some() && named.file.is_some() {
+        report.fault(&file_at, format!("stands beside {}", named.keys.0), "keep one of the two");
     }
-    let from_env = raw.api_key_env.as_ref().and_then(|name| {
+    let from_env = named.env.and_then(|name| {
         let upper = |b: u8| b.is_ascii_uppercase() || b.is_ascii_digit() || b == b'_';
         // A key that was written here by mistake is not repeated.
         let called = if name.bytes().all(upper) { format!("${name}") } else { "it".to_owned() };
@@ -67,7 +76,7 @@ pub(super) fn key(
         };
         fit(&value).map_err(|why| report.fault(&env_at, why, "put only the key there")).ok()
     });
-    let from_file = raw.api_key_file.as_ref().and_then(|path| {
+    let from_file = named.file.and_then(|path| {
         let path = site.place(path);
         let (text, mode) = match read_small(&path, KEY_FILE_BYTES_MAX) {
             Ok(read) => read,

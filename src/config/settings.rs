@@ -10,6 +10,9 @@ use super::raw::RawHistory;
 use crate::base::gcra::Quota;
 
 pub use super::checks::{CheckSpec, Probe, Recovery, What};
+pub mod alerts;
+
+pub use alerts::Alerts;
 
 /// A valid configuration. Immutable: a reload makes another one.
 #[derive(Clone, Debug)]
@@ -48,6 +51,8 @@ pub struct Config {
     pub cache: Cache,
     /// How changes are taken.
     pub versions: Versions,
+    /// Rules, channels, and how they are told.
+    pub alerts: Alerts,
     /// Logs.
     pub log: Log,
     /// The state directory.

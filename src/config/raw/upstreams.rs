@@ -4,6 +4,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::FALLBACKS_MAX;
+use crate::config::secret::Named;
 use crate::config::unit::{Price, Size, Span};
 
 /// What an upstream speaks.
@@ -229,6 +230,17 @@ pub struct RawUpstream {
 
 /// Exchanges at the same time with an upstream that sets no `concurrency_max`.
 pub const CONCURRENCY_DEFAULT: usize = 64;
+
+impl RawUpstream {
+    /// Where its key is.
+    pub(in crate::config) fn api_key(&self) -> Named<'_> {
+        Named {
+            keys: ("api_key_env", "api_key_file"),
+            env: self.api_key_env.as_deref(),
+            file: self.api_key_file.as_deref(),
+        }
+    }
+}
 
 impl Default for RawUpstream {
     fn default() -> Self {
