@@ -16,6 +16,7 @@ mod quarantine;
 mod readers;
 pub mod samples;
 mod schema;
+pub mod spool;
 mod usage;
 mod writer;
 

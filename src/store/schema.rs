@@ -10,7 +10,9 @@ pub(super) const VERSION: i64 = 1;
 pub(super) fn steps(which: Which, from: i64) -> Vec<String> {
     let first = || match which {
         // Each file of this room that keeps tables adds its own here.
-        Which::Durable => [super::events::SCHEMA, super::usage::SCHEMA].concat(),
+        Which::Durable => {
+            [super::events::SCHEMA, super::usage::SCHEMA, super::spool::SCHEMA].concat()
+        }
         Which::Metrics => super::samples::SCHEMA.to_owned(),
     };
     let all: [(i64, &dyn Fn() -> String); 1] = [(0, &first)];
