@@ -1,6 +1,7 @@
 //! Command line: one file per command. Answers go to standard output, everything else to standard
 //! error; exit codes stand in [`crate::base::exit`].
 
+mod alerts;
 mod breaker;
 mod cache;
 mod check;
@@ -45,6 +46,7 @@ enum Command {
     Logs(logs::Logs),
     Drain(drain::Drain),
     Limits(limits::Limits),
+    Alerts(alerts::Alerts),
     Breaker(breaker::Breaker),
     Cache(cache::Cache),
     Usage(usage::Usage),
@@ -74,6 +76,7 @@ fn execute(args: impl IntoIterator<Item = std::ffi::OsString>) -> Exit {
             Command::Logs(command) => command.execute(),
             Command::Drain(command) => command.execute(),
             Command::Limits(command) => command.execute(),
+            Command::Alerts(command) => command.execute(),
             Command::Breaker(command) => command.execute(),
             Command::Cache(command) => command.execute(),
             Command::Usage(command) => command.execute(),

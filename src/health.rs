@@ -3,7 +3,9 @@
 
 pub mod checks;
 pub mod ladder;
+pub mod alerts;
 pub mod memory;
+pub mod notify;
 pub mod overload;
 pub mod sample;
 pub mod stalls;

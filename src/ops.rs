@@ -17,6 +17,7 @@ use crate::net::service::{Admission, Service, Step};
 use crate::net::turn::Turn;
 use crate::observe::prometheus;
 
+mod alerts;
 mod breakers;
 mod browser;
 mod cache;
@@ -88,6 +89,7 @@ impl OpsHandler {
             "status" if part.is_none() => &|| Some(status::answer(&self.parts, now)),
             "metrics" if part.is_none() => &|| Some(self.metrics(head)),
             "limits" if part.is_none() => &|| Some(limits::answer(&self.parts.registry)),
+            "alerts" if part.is_none() => &|| Some(alerts::answer(&self.parts)),
             "breakers" if part.is_none() => &|| Some(self.breakers()),
             "cache" if part.is_none() => &|| Some(cache::answer(self.parts.answers.as_ref())),
             "history" if part.is_none() => {
@@ -163,8 +165,8 @@ impl OpsHandler {
 
 fn not_found(path: &str) -> Response {
     let text = format!(
-        "no {path} here; ask for /, /livez, /readyz, /health, /status, /metrics, /limits, /breakers, \
-         /cache, /config, /history, /usage or /live"
+        "no {path} here; ask for /, /livez, /readyz, /health, /status, /alerts, /metrics, /limits, \
+         /breakers, /cache, /config, /history, /usage or /live"
     );
     problem(&Error::new(Kind::NotFound, text))
 }

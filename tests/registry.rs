@@ -22,6 +22,11 @@ use crate::tidy;
 /// The ops plane is busy with the very question.
 fn stays(limit: &str, owner: &str) -> bool {
     let kept = [
+        "alerts.active_max",
+        "alerts.groups_max",
+        "alerts.limits_max",
+        "alerts.past_max",
+        "alerts.series_max",
         "cache.bytes_max",
         "cache.entries_max",
         "catalog.models_max",
@@ -35,6 +40,7 @@ fn stays(limit: &str, owner: &str) -> bool {
         "config.damaged_max",
         "config.rejected_max",
         "config.versions_max",
+        "descriptors_max",
         "events.history_max",
         "log.recent_max",
         "log.recent_bytes",

@@ -18,6 +18,8 @@
 #[macro_use]
 mod support;
 
+// Rules, channels that fail and come back, silences, restarts in between.
+mod alerts;
 // Keys, Host, Origin, CORS, paths and methods.
 mod auth;
 // Circuit breakers: what a failing upstream still costs, and how it comes back.

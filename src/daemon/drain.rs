@@ -45,6 +45,7 @@ pub fn drain(running: Running, signals: &Signals) -> Exit {
         }
     }
     running.board.set_phase(Phase::Stopping);
+    running.alarm.stop();
     running.health.stop();
     running.keeping.stopped();
     running.watch.stop();

@@ -146,6 +146,7 @@ struct Limits {
     samples: Arc<Limit>,
     trimmers: Arc<Limit>,
     memory: Arc<Limit>,
+    descriptors: Arc<Limit>,
 }
 
 impl Limits {
@@ -161,15 +162,25 @@ impl Limits {
                 u64::MAX,
                 "the overload level rises before it is reached",
             ),
+            descriptors: registry.limit(
+                "descriptors_max",
+                "",
+                u64::MAX,
+                "the overload level rises before it is reached",
+            ),
         }
     }
 
-    fn measure(&self, sampler: &Sampler, trimmers: &Trimmers, memory: Option<(u64, u64)>) {
+    fn measure(&self, sampler: &Sampler, trimmers: &Trimmers, figures: &Figures) {
         self.samples.set_now(sampler.remembered() as u64);
         self.trimmers.set_now(trimmers.registered() as u64);
-        if let Some((resident, allowed)) = memory {
+        if let Some((resident, allowed)) = figures.memory {
             self.memory.set_max(allowed);
             self.memory.set_now(resident);
+        }
+        if let Some((open, allowed)) = figures.descriptors {
+            self.descriptors.set_max(allowed);
+            self.descriptors.set_now(open);
         }
     }
 }
@@ -190,7 +201,7 @@ impl Work {
             let change = if settings.enabled {
                 let figures = self.figures(&settings);
                 let sample = self.sampler.sample(now, &figures);
-                self.limits.measure(&self.sampler, &self.hands.trimmers, figures.memory);
+                self.limits.measure(&self.sampler, &self.hands.trimmers, &figures);
                 self.machine.step(now, &sample)
             } else {
                 self.switched_off(settings.calm)

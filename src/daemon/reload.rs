@@ -93,7 +93,10 @@ impl Running {
             }
             Err(refused) => {
                 tell(&refused);
-                ("refused", Err(refused.error()))
+                let error = refused.error();
+                let (level, why) = (log::Level::Warn, error.context().to_owned());
+                self.events.record(level, "config_refused", &self.config_name(), why);
+                ("refused", Err(error))
             }
         };
         // As for any other program: SIGHUP also means that log files may have been moved.
@@ -186,6 +189,7 @@ impl Running {
         self.folders.reconfigure(&config.cache);
         self.watch.reconfigure(config.overload.clone());
         self.health.reconfigure(&config);
+        self.alerts.reconfigure(&config.alerts);
         self.recorder.reconfigure(&config.history);
         export(&self.registry, &[&config]);
         self.config = config;

@@ -28,6 +28,7 @@ use crate::gateway::rates::Rates;
 use crate::gateway::state::State;
 use crate::gateway::usage::Accounts;
 use crate::gateway::{Gateway, Parts};
+use crate::health::alerts;
 use crate::health::overload::{Action, Level, Overload};
 use crate::health::status;
 use crate::health::trim::Trimmers;
@@ -61,6 +62,9 @@ pub struct Running {
     /// The file and the versions behind it.
     pub(super) keeping: Keeping,
     /// First, so that they end before what they have a hand on.
+    /// The threads behind the alerts; they end first, since they look at everything.
+    pub(super) alarm: alerts::Threads,
+    pub(super) alerts: Arc<alerts::Handle>,
     pub(super) health: Health,
     pub(super) watch: Watch,
     pub(super) data: Engine,
@@ -163,6 +167,7 @@ impl Running {
         let resolver = Arc::new(Resolver::system(&registry));
         let beats = Arc::clone(&heartbeats);
         let catalog = Catalog::start(&config, Arc::clone(&resolver), &registry, beats);
+        let names = Arc::clone(&resolver);
         let (of_links, for_checks) = (Arc::clone(&resolver), resolver);
         let links = Arc::new(Links::new(Arc::clone(&registry), Arc::clone(&events), of_links));
         let calls = Calls::new();
@@ -207,6 +212,18 @@ impl Running {
         let recorder = Recorder::start(&config, &tools, &store)
             .map_err(|error| Refusal::Thread("history", error))?;
         let (desk, orders) = Desk::new(&registry);
+        let alerts = alerts::Handle::new(
+            &config.alerts,
+            alerts::Hands {
+                registry: Arc::clone(&registry),
+                events: Arc::clone(&events),
+                board: Arc::clone(&board),
+                heartbeats: Arc::clone(&heartbeats),
+                store: Arc::clone(&store),
+                levels: recorder.levels(),
+                resolver: names,
+            },
+        );
         let shown = ops::Parts {
             started: clock::now(),
             board: Arc::clone(&board),
@@ -222,6 +239,7 @@ impl Running {
             overload: Arc::clone(&overload),
             gateway: Some(Arc::clone(&gateway)),
             tail: Some(log.tail()),
+            alerts: Some(Arc::clone(&alerts)),
             links: Some(Arc::clone(&links)),
             accounts: Some(accounts),
             answers: Some(answers.clone()),
@@ -294,9 +312,13 @@ impl Running {
         };
         let health = Health::start(&config, seen, helping)
             .map_err(|error| Refusal::Thread("health", error))?;
+        let alarm =
+            alerts::Threads::start(&alerts).map_err(|error| Refusal::Thread("alerts", error))?;
         Ok(Running {
             config_path,
             config,
+            alarm,
+            alerts,
             health,
             keeping,
             watch,

@@ -6,6 +6,7 @@
 
 mod breakers;
 mod cache;
+mod alerts;
 mod config;
 mod drain;
 mod logs;
@@ -23,6 +24,7 @@ use crate::net::http1::reason;
 /// All routes. A subject's own are in its file.
 const TABLE: &[&[Route]] = &[
     process::ROUTES,
+    alerts::ROUTES,
     config::ROUTES,
     drain::ROUTES,
     cache::ROUTES,

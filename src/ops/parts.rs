@@ -14,6 +14,7 @@ use crate::config::overview::Overview;
 use crate::gateway::Gateway;
 use crate::gateway::cached::Answers;
 use crate::gateway::usage::Accounts;
+use crate::health::alerts::Handle;
 use crate::health::overload::Overload;
 use crate::observe::history::History;
 use crate::observe::levels::Levels;
@@ -44,6 +45,8 @@ pub struct Parts {
     pub desk: Desk,
     /// What is kept on disk.
     pub store: Arc<Store>,
+    /// What is wrong, and who was told.
+    pub alerts: Option<Arc<Handle>>,
     /// The configuration in force.
     pub shown: Arc<Shown>,
     /// Whether new requests are held off.
@@ -93,6 +96,7 @@ impl Parts {
             overload: Arc::default(),
             gateway: None,
             tail: None,
+            alerts: None,
             links: None,
             accounts: None,
             answers: None,
