@@ -72,6 +72,7 @@ class Daemon:
                 f'[[upstream]]\nname = "away"\nkind = "ollama"\nurl = "http://127.0.0.1:{free_port()}"\n'
                 '[[model]]\nname = "m"\nprimary = "local/m"\n[[model]]\nname = "far"\nprimary = "away/far"\nfallbacks = ["local/m"]\n'
                 '[[model]]\nname = "bad"\nprimary = "local/bad"\n' + extra)
+        self.store = os.path.join(folder, "state", "metrics.db")
         self.process = None
         self.start()
 

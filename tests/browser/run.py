@@ -14,6 +14,7 @@ import threading
 import time
 import traceback
 
+import week
 from daemon import Daemon
 from webdriver import Browser
 
@@ -295,6 +296,31 @@ def swallow(viewers):
             except OSError:
                 viewer.close()
         time.sleep(0.1)
+
+
+def test_a_week_is_there_within_a_moment(browser, daemon):
+    """A store with a week of history in it: drawn within 300 ms of being asked for, with its gap."""
+    browser.open("about:blank")
+    browser.wait(lambda: week.known(daemon.store) >= 40, "series in the store", 60)
+    daemon.stop()
+    rows = week.fill(daemon.store)
+    daemon.start()
+    browser.wait(lambda: '"metrics":[]' not in daemon.get("/history"), "a first look of the history", 30)
+    page(browser, daemon)
+    browser.wait(lambda: browser.run("return document.querySelectorAll('#ranges input').length === 4"), "the choice of times", 40)
+    best = {}
+    for name in ("7d", "24h", "6h", "7d", "24h", "6h", "7d"):
+        best[name] = min(best.get(name, 1e9), chosen(browser, name))
+    print("        " + ", ".join(f"{name} in {took:.0f} ms" for name, took in best.items()) + f", of {rows} rows", flush=True)
+    assert best["7d"] < 300 * PATIENCE, best
+    chart = "document.querySelector('[data-chart=Requests]')"
+    drawn = browser.run(f"return {chart}.querySelector('path.line').getAttribute('d')")
+    assert drawn.count("M") == 2 and drawn.count("L") > 140, "two stretches, with a gap between them"
+    browser.run(f"{chart}.querySelector('.plot').focus()")
+    browser.press("Home")
+    first = browser.run(f"return {chart}.querySelector('.plot').getAttribute('aria-valuetext')")
+    assert "answered" in first and "/s" in first and "–" not in first, first
+    no_errors(browser)
 
 
 def test_a_lost_daemon_is_told_and_found_again(browser, daemon):
