@@ -62,7 +62,7 @@ const SECTIONS: &[Section] = &[
     ("memory", |_| system::memory()),
     ("descriptors", |_| system::descriptors()),
     ("config", config),
-    ("log", |source| log::tail(&source.seen)),
+    ("log", |source| log::tail(&source.seen, source.handler.parts.tail.as_deref())),
     ("cache", |source| source.json("/cache")),
     ("usage", |source| source.json("/usage?by=model")),
     ("cgroup", |_| system::cgroup()),
@@ -267,9 +267,9 @@ fn metrics(source: &Source<'_>) -> Found {
         };
         let (name, labels) = series.split_at(series.find('{').unwrap_or(series.len()));
         let value = value.parse::<f64>().map_or_else(|_| value.into(), Value::from);
-        match families.entry(name).or_insert_with(|| Value::Object(Map::new())) {
-            Value::Object(family) => drop(family.insert(labels.to_owned(), value)),
-            _ => {}
+        let family = families.entry(name).or_insert_with(|| Value::Object(Map::new()));
+        if let Value::Object(family) = family {
+            family.insert(labels.to_owned(), value);
         }
     }
     Ok(Value::Object(families))
