@@ -297,6 +297,10 @@ impl Dice {
         x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         (x ^ (x >> 31)) % sides
     }
+
+    fn one_of<T: Copy>(&mut self, these: &[T]) -> T {
+        these[usize::try_from(self.roll(these.len() as u64)).unwrap()]
+    }
 }
 
 /// What one thing of one rule is at, in a simulation.
@@ -326,9 +330,9 @@ fn simulate(seed: u64, timing: Timing, days: u64) {
     while run.now < end {
         for mood in &mut moods {
             if mood.1 <= run.now {
-                let pace = [MINUTE, 10 * MINUTE, 3 * HOUR, 9 * HOUR][dice.roll(4) as usize];
+                let pace = dice.one_of(&[MINUTE, 10 * MINUTE, 3 * HOUR, 9 * HOUR]);
                 let judged = [Judged::Good, Judged::Bad, Judged::Between, Judged::Unknown];
-                *mood = (judged[dice.roll(4) as usize], run.now + dice.roll(pace));
+                *mood = (dice.one_of(&judged), run.now + dice.roll(pace));
             }
         }
         let readings: Vec<_> = rules
