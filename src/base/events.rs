@@ -112,6 +112,17 @@ impl Events {
         self.history.with(|history| history.events.iter().cloned().collect())
     }
 
+    /// Those after the one of this number, oldest first; 0: the whole history. When the first of them
+    /// is not the next number, the ones between came too fast for whoever asks.
+    pub fn after(&self, number: u64) -> Vec<Event> {
+        self.history.with(|history| {
+            if history.last <= number {
+                return Vec::new();
+            }
+            history.events.iter().filter(|event| event.number > number).cloned().collect()
+        })
+    }
+
     fn seen(&self, kind: &'static str) -> Arc<Seen> {
         let find = |kinds: &[Arc<Seen>], kind| kinds.iter().find(|s| s.kind == kind).cloned();
         if let Some(seen) = self.kinds.with(|kinds| find(kinds, kind)) {
@@ -162,6 +173,10 @@ mod tests {
         assert_eq!(recent.len(), HISTORY_MAX);
         assert_eq!((recent[0].number, &*recent[0].detail), (4, "3"));
         assert!(recent.windows(2).all(|two| two[0].number + 1 == two[1].number));
+        let after = |number| events.after(number).iter().map(|e| e.number).collect::<Vec<_>>();
+        assert_eq!(after(HISTORY_MAX as u64 + 1), [258, 259]);
+        assert_eq!(after(HISTORY_MAX as u64 + 3), [0_u64; 0]);
+        assert_eq!(after(0).len(), HISTORY_MAX);
         let (families, limits) = registry.gather();
         let limit = &limits.iter().find(|l| l.name == "events.history_max").unwrap().limit;
         assert_eq!((limit.now(), limit.max(), limit.refused()), (256, 256, 3));

@@ -27,7 +27,7 @@ use super::report::{Report, join};
 use super::secret;
 use super::settings::{
     Auth, BaseUrl, Breaker, Cache, Config, History, Key, Limit, Log, LogFormat, Model, Namespace,
-    OWN_LIMIT, Ops, Overload, Per, Prices, Recovery, Resources, Routes, Server, Target, Upstream,
+    OWN_LIMIT, Ops, Overload, Per, Prices, Recovery, Resources, Routes, Server, Store, Target, Upstream,
     UpstreamKind, Versions, WatchedFolder,
 };
 use super::unit::Size;
@@ -114,6 +114,7 @@ pub(super) fn build(raw: &Raw, site: &Site<'_>, report: &mut Report) -> Config {
         alerts: alerts::build(raw, site, report),
         log: log(raw, site),
         state_dir: state_dir(raw.state.dir.as_deref(), site),
+        store: store(raw, report),
         server,
     }
 }
@@ -239,6 +240,31 @@ fn log(raw: &Raw, site: &Site<'_>) -> Log {
         rotate_size: l.rotate_size.0,
         keep_files: l.keep_files,
         pending_max: l.pending_max,
+    }
+}
+
+fn store(raw: &Raw, report: &mut Report) -> Store {
+    let s = &raw.store;
+    let marks =
+        [("free_refuse", s.free_refuse), ("free_shed", s.free_shed), ("free_warn", s.free_warn)];
+    for two in marks.windows(2) {
+        let ((low, below), (key, above)) = (two[0], two[1]);
+        if below > above {
+            let text = format!("is {above}, below store.{low} ({below})");
+            report.fault(&join("store", key), text, "write free_refuse <= free_shed <= free_warn");
+        }
+    }
+    Store {
+        pending_max: s.pending_max,
+        durable_max: s.durable_max.0,
+        metrics_max: s.metrics_max.0,
+        events_keep: s.events_keep.0,
+        events_max: s.events_max.0,
+        ballast: s.ballast.0,
+        free_warn: s.free_warn,
+        free_shed: s.free_shed,
+        free_refuse: s.free_refuse,
+        disk_max: s.disk_max.0,
     }
 }
 

@@ -15,6 +15,7 @@ mod history;
 mod alerts;
 mod running;
 mod server;
+mod store;
 mod upstreams;
 mod versions;
 
@@ -27,6 +28,7 @@ pub use health::{RawAffects, RawCheck, RawCheckKind, RawProbe, RawRecovery};
 pub use history::RawHistory;
 pub use running::{RawCache, RawNamespace, RawOverload, RawResources, RawUsage, RawWatch};
 pub use server::{RawFormat, RawLevel, RawLog, RawOps, RawServer, RawState};
+pub use store::RawStore;
 pub use upstreams::{CONCURRENCY_DEFAULT, RawKind, RawLink, RawModel, RawPrice, RawUpstream};
 pub use versions::{RawConfig, RawFeatures, VERSIONS_DEFAULT};
 
@@ -136,6 +138,8 @@ pub struct Raw {
     pub notify: Vec<RawNotify>,
     /// The log.
     pub log: RawLog,
-    /// What the daemon keeps on disk: versions of the configuration.
+    /// Where the daemon keeps what is to be there after a restart.
     pub state: RawState,
+    /// What it keeps there, and how much: the files `durable.db` and `metrics.db`.
+    pub store: RawStore,
 }

@@ -6,13 +6,14 @@ use super::settings::Config;
 type Restart = (&'static str, fn(&Config, &Config) -> bool);
 
 /// Every setting of reload class `restart`. A test compares it with the schema.
-const RESTART: [Restart; 6] = [
+const RESTART: [Restart; 7] = [
     ("server.listen", |a, b| a.server.listen != b.server.listen),
     ("server.workers", |a, b| a.server.workers != b.server.workers),
     ("server.queue_max", |a, b| a.server.queue_max != b.server.queue_max),
     ("ops.listen", |a, b| a.ops.listen != b.ops.listen),
     ("log.pending_max", |a, b| a.log.pending_max != b.log.pending_max),
     ("state.dir", |a, b| a.state_dir != b.state_dir),
+    ("store.pending_max", |a, b| a.store.pending_max != b.store.pending_max),
 ];
 
 /// The settings that differ and that only a restart can change. When there is one, the reload is
@@ -56,7 +57,8 @@ mod tests {
         assert!(compare(&old, &old).is_empty());
         let all = config(
             "server = { listen = \"127.0.0.1:1\", workers = 999, queue_max = 1, body_max = 1024 }\n\
-             ops.listen = \"127.0.0.1:2\"\nlog.pending_max = 99\nstate.dir = \"/x\"",
+             ops.listen = \"127.0.0.1:2\"\nlog.pending_max = 99\nstate.dir = \"/x\"\n\
+             store.pending_max = 99",
         );
         assert_eq!(compare(&old, &all), RESTART.map(|(name, _)| name));
         let live = config(

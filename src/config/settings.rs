@@ -57,6 +57,8 @@ pub struct Config {
     pub log: Log,
     /// The state directory.
     pub state_dir: Option<PathBuf>,
+    /// What is kept in it.
+    pub store: Store,
 }
 
 /// `[server]`.
@@ -158,6 +160,24 @@ impl Default for History {
     fn default() -> History {
         History::from(&RawHistory::default())
     }
+}
+
+/// `[store]`.
+#[derive(Clone, Debug, PartialEq)]
+#[expect(missing_docs, reason = "each is documented where people write it: config/raw/store.rs")]
+pub struct Store {
+    pub pending_max: usize,
+    /// In bytes, as are all sizes here.
+    pub durable_max: u64,
+    pub metrics_max: u64,
+    pub events_keep: Duration,
+    pub events_max: u64,
+    pub ballast: u64,
+    /// In percent, as are the next two.
+    pub free_warn: u64,
+    pub free_shed: u64,
+    pub free_refuse: u64,
+    pub disk_max: u64,
 }
 
 /// `[auth]`.

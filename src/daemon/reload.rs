@@ -187,6 +187,7 @@ impl Running {
         self.gateway.reconfigure(state);
         self.catalog.reconfigure(&config);
         self.folders.reconfigure(&config.cache);
+        self.store.reconfigure(&config.store);
         self.watch.reconfigure(config.overload.clone());
         self.health.reconfigure(&config);
         self.alerts.reconfigure(&config.alerts);

@@ -206,9 +206,8 @@ impl Running {
             registry: Arc::clone(&registry),
             events: Arc::clone(&events),
             board: Arc::clone(&board),
-            heartbeats: Arc::clone(&heartbeats),
         };
-        let store = Store::open(config.state_dir.as_deref(), tools.clone());
+        let store = Store::open(config.state_dir.as_deref(), &config.store, tools.clone());
         let recorder = Recorder::start(&config, &tools, &store)
             .map_err(|error| Refusal::Thread("history", error))?;
         let (desk, orders) = Desk::new(&registry);
@@ -378,6 +377,7 @@ impl Running {
         self.tell_manager();
         self.health.guard();
         self.look_at_config();
+        self.store.tick(clock::now());
         self.links.sweep();
         self.gateway.sweep();
         self.answers.sweep(clock::now());

@@ -89,7 +89,7 @@ impl Parts {
             levels: Arc::default(),
             desk: Desk::new(&registry).0,
             shown: Shown::new(&registry, super::shown::Configured::default()),
-            store: Store::open(None, crate::store::Tools::bare()),
+            store: Store::nowhere(),
             history: History::new(&registry, &Settings::default(), crate::base::clock::now()),
             registry,
             hold: Arc::default(),

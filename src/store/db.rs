@@ -314,6 +314,11 @@ impl Db {
         self.taken.len()
     }
 
+    /// How many may wait.
+    pub(super) fn pending_max(&self) -> usize {
+        self.taken.capacity().unwrap_or(usize::MAX)
+    }
+
     fn show_pending(&self) {
         self.pending.set_now(self.taken.len() as u64);
     }

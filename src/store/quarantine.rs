@@ -11,8 +11,9 @@ use crate::base::time_format::rfc3339;
 /// Broken files that are kept of each. Past it: the oldest is deleted.
 pub const QUARANTINED_MAX: usize = 3;
 
-/// Moves a file, and what SQLite keeps beside it, out of the way; gives its new name.
-pub(super) fn set_aside(path: &Path) -> io::Result<String> {
+/// Moves a file, and what SQLite keeps beside it, out of the way; gives its new name, and how
+/// many are kept with it.
+pub(super) fn set_aside(path: &Path) -> io::Result<(String, usize)> {
     // Without the marks between its parts, so that it is one word for every shell.
     let date: String =
         rfc3339(clock::wall(), 3).chars().filter(|c| c.is_ascii_alphanumeric()).collect();
@@ -26,13 +27,13 @@ pub(super) fn set_aside(path: &Path) -> io::Result<String> {
             _ => {}
         }
     }
-    sweep(path.parent().unwrap_or(Path::new(".")), &mark);
-    Ok(format!("{mark}{date}"))
+    let kept = sweep(path.parent().unwrap_or(Path::new(".")), &mark);
+    Ok((format!("{mark}{date}"), kept))
 }
 
-/// Deletes the oldest of those that are too many.
-fn sweep(folder: &Path, mark: &str) {
-    let Ok(entries) = fs::read_dir(folder) else { return };
+/// Deletes the oldest of those that are too many; how many are left.
+fn sweep(folder: &Path, mark: &str) -> usize {
+    let Ok(entries) = fs::read_dir(folder) else { return 0 };
     let mut kept: Vec<String> = entries
         .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
         .filter(|name| name.starts_with(mark) && !name.ends_with("-wal") && !name.ends_with("-shm"))
@@ -45,6 +46,7 @@ fn sweep(folder: &Path, mark: &str) {
             let _ = fs::remove_file(file);
         }
     }
+    kept.len() - many
 }
 
 #[cfg(test)]
@@ -60,7 +62,9 @@ mod tests {
             for file in with_companions(&path) {
                 fs::write(file, n.to_string()).unwrap();
             }
-            names.push(set_aside(&path).unwrap());
+            let (name, kept) = set_aside(&path).unwrap();
+            assert_eq!(kept, (n + 1).min(QUARANTINED_MAX));
+            names.push(name);
             assert!(with_companions(&path).iter().all(|file| !file.exists()));
             std::thread::sleep(std::time::Duration::from_millis(2));
         }

@@ -22,7 +22,20 @@ pub(super) fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
 }
 
 pub(super) fn open(dir: &Path) -> Arc<Store> {
-    Store::open(Some(dir), Tools::bare())
+    open_with(dir).0
+}
+
+/// A store with what it tells.
+pub(super) fn open_with(dir: &Path) -> (Arc<Store>, Tools) {
+    let tools = Tools::bare();
+    (Store::open(Some(dir), &settings(), tools.clone()), tools)
+}
+
+/// Those of nothing written, on a machine whose disk may be fuller than the tests want.
+pub(super) fn settings() -> Settings {
+    let config = crate::config::parse("", None, &|_| None).unwrap().config;
+    let marks = Settings { free_warn: 0, free_shed: 0, free_refuse: 0, ..config.store };
+    Settings { ballast: 1 << 16, ..marks }
 }
 
 /// A table of the test's own, in the file.
@@ -75,7 +88,7 @@ fn what_is_written_is_read_and_is_there_again_after_a_restart() {
 
 #[test]
 fn without_a_folder_everything_is_refused_with_the_reason() {
-    let store = Store::open(None, Tools::bare());
+    let store = Store::open(None, &settings(), Tools::bare());
     let db = store.durable();
     assert_eq!(db.submit("x", |_| Ok(())).unwrap_err().kind(), Kind::StoreUnavailable);
     let error = db.read(soon(), |_| Ok(())).unwrap_err();
