@@ -9,6 +9,7 @@ mod client;
 mod completions;
 mod config;
 mod drain;
+mod events;
 mod import;
 mod history;
 mod key;
@@ -52,6 +53,7 @@ enum Command {
     Usage(usage::Usage),
     Snapshot(snapshot::Snapshot),
     Top(top::Top),
+    Events(events::Events),
     Reload(order::Reload),
     Reopen(order::Reopen),
     Stop(order::Stop),
@@ -82,6 +84,7 @@ fn execute(args: impl IntoIterator<Item = std::ffi::OsString>) -> Exit {
             Command::Usage(command) => command.execute(),
             Command::Snapshot(command) => command.execute(),
             Command::Top(command) => command.execute(),
+            Command::Events(command) => command.execute(),
             Command::Reload(command) => command.execute(),
             Command::Reopen(command) => command.execute(),
             Command::Stop(command) => command.execute(),

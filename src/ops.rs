@@ -21,6 +21,7 @@ mod alerts;
 mod breakers;
 mod browser;
 mod cache;
+mod events;
 pub mod control;
 mod dashboard;
 pub mod health;
@@ -92,6 +93,7 @@ impl OpsHandler {
             "alerts" if part.is_none() => &|| Some(alerts::answer(&self.parts)),
             "breakers" if part.is_none() => &|| Some(self.breakers()),
             "cache" if part.is_none() => &|| Some(cache::answer(self.parts.answers.as_ref())),
+            "events" if part.is_none() => &|| Some(events::answer(&self.parts, query, now)),
             "history" if part.is_none() => {
                 &|| Some(history::answer(&self.parts.history, query, clock::unix().as_secs()))
             }
@@ -166,7 +168,7 @@ impl OpsHandler {
 fn not_found(path: &str) -> Response {
     let text = format!(
         "no {path} here; ask for /, /livez, /readyz, /health, /status, /alerts, /metrics, /limits, \
-         /breakers, /cache, /config, /history, /usage or /live"
+         /breakers, /cache, /config, /events, /history, /usage or /live"
     );
     problem(&Error::new(Kind::NotFound, text))
 }

@@ -39,6 +39,7 @@ pub use db::{Db, Stand, Which};
 use crate::base::clock;
 use crate::base::events::Events;
 use crate::base::health::{Board, Check};
+use crate::base::heartbeat::Heartbeats;
 use crate::base::lock::{Locked, Rank};
 use crate::base::metrics::Registry;
 use crate::base::thread::{self, Thread};
@@ -59,6 +60,8 @@ pub struct Tools {
     pub events: Arc<Events>,
     /// For the check `store`.
     pub board: Arc<Board>,
+    /// For the beat of its thread.
+    pub heartbeats: Arc<Heartbeats>,
 }
 
 #[cfg(test)]
@@ -66,7 +69,12 @@ impl Tools {
     /// Nobody looks at what is told.
     pub(crate) fn bare() -> Tools {
         let registry = Arc::new(Registry::default());
-        Tools { events: Events::new(Arc::clone(&registry)), board: Board::new(&registry), registry }
+        Tools {
+            events: Events::new(Arc::clone(&registry)),
+            board: Board::new(&registry),
+            heartbeats: Heartbeats::new(&registry),
+            registry,
+        }
     }
 }
 

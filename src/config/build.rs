@@ -254,18 +254,7 @@ fn store(raw: &Raw, report: &mut Report) -> Store {
             report.fault(&join("store", key), text, "write free_refuse <= free_shed <= free_warn");
         }
     }
-    Store {
-        pending_max: s.pending_max,
-        durable_max: s.durable_max.0,
-        metrics_max: s.metrics_max.0,
-        events_keep: s.events_keep.0,
-        events_max: s.events_max.0,
-        ballast: s.ballast.0,
-        free_warn: s.free_warn,
-        free_shed: s.free_shed,
-        free_refuse: s.free_refuse,
-        disk_max: s.disk_max.0,
-    }
+    Store::from(s)
 }
 
 /// `written`: what the file says.

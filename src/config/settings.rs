@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::raw::RawHistory;
+use super::raw::{RawHistory, RawStore};
 use crate::base::gcra::Quota;
 
 pub use super::checks::{CheckSpec, Probe, Recovery, What};
@@ -178,6 +178,29 @@ pub struct Store {
     pub free_shed: u64,
     pub free_refuse: u64,
     pub disk_max: u64,
+}
+
+impl From<&RawStore> for Store {
+    fn from(raw: &RawStore) -> Store {
+        Store {
+            pending_max: raw.pending_max,
+            durable_max: raw.durable_max.0,
+            metrics_max: raw.metrics_max.0,
+            events_keep: raw.events_keep.0,
+            events_max: raw.events_max.0,
+            ballast: raw.ballast.0,
+            free_warn: raw.free_warn,
+            free_shed: raw.free_shed,
+            free_refuse: raw.free_refuse,
+            disk_max: raw.disk_max.0,
+        }
+    }
+}
+
+impl Default for Store {
+    fn default() -> Store {
+        Store::from(&RawStore::default())
+    }
 }
 
 /// `[auth]`.

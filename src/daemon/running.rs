@@ -206,6 +206,7 @@ impl Running {
             registry: Arc::clone(&registry),
             events: Arc::clone(&events),
             board: Arc::clone(&board),
+            heartbeats: Arc::clone(&heartbeats),
         };
         let store = Store::open(config.state_dir.as_deref(), &config.store, tools.clone());
         let recorder = Recorder::start(&config, &tools, &store)

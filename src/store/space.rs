@@ -54,8 +54,7 @@ mod tests {
     const MIB: u64 = 1 << 20;
 
     fn settings() -> Settings {
-        let config = crate::config::parse("", None, &|_| None).unwrap().config;
-        Settings { disk_max: 1000 * MIB, ..config.store }
+        Settings { disk_max: 1000 * MIB, ..Settings::default() }
     }
 
     fn room(free: u64, before: Room) -> Room {

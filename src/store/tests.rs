@@ -33,9 +33,8 @@ pub(super) fn open_with(dir: &Path) -> (Arc<Store>, Tools) {
 
 /// Those of nothing written, on a machine whose disk may be fuller than the tests want.
 pub(super) fn settings() -> Settings {
-    let config = crate::config::parse("", None, &|_| None).unwrap().config;
-    let marks = Settings { free_warn: 0, free_shed: 0, free_refuse: 0, ..config.store };
-    Settings { ballast: 1 << 16, ..marks }
+    let ballast = 1 << 16;
+    Settings { free_warn: 0, free_shed: 0, free_refuse: 0, ballast, ..Settings::default() }
 }
 
 /// A table of the test's own, in the file.

@@ -17,11 +17,15 @@ use super::space::{self, Room};
 use super::{Shared, Tools};
 use crate::base::clock;
 use crate::base::folder::{self, Claim, Space};
+use crate::base::heartbeat::{Beat, Doing};
 use crate::base::metrics::{Counter, Gauge};
 use crate::config::settings::Store as Settings;
 
 /// How often it looks at everything, and how often `metrics.db` is committed.
 const LOOK: Duration = Duration::from_secs(1);
+
+/// How long the disk may take for everything that waits.
+const SILENCE_MAX: Duration = Duration::from_secs(15);
 
 /// What the thread holds.
 pub(super) struct Work {
@@ -40,6 +44,7 @@ pub(super) struct Work {
     nudged: Receiver<()>,
     shared: Arc<Shared>,
     tools: Tools,
+    beat: Beat,
     shown: Shown,
     looked: Option<Instant>,
     /// When what waits for `metrics.db` is due.
@@ -71,6 +76,8 @@ impl Work {
             missed: tools.registry.counter("tidegate_store_events_missed_total", help, &[]),
         };
         drop(settings);
+        // Without its disk the gateway is degraded, not dead.
+        let beat = tools.heartbeats.register_one_of_many("store", SILENCE_MAX);
         Work {
             ballast: Ballast::of(&dir),
             dir,
@@ -84,6 +91,7 @@ impl Work {
             epoch: 0,
             nudged,
             shared,
+            beat,
             tools,
             shown,
             looked: None,
@@ -96,6 +104,8 @@ impl Work {
         loop {
             self.shared.begin_work();
             let now = clock::now();
+            self.beat.tick_at(now);
+            self.beat.waits(Doing::Disk, now + SILENCE_MAX);
             if self.looked.is_none_or(|looked| now.duration_since(looked) >= LOOK) {
                 self.looked = Some(now);
                 self.look(now);
@@ -105,6 +115,8 @@ impl Work {
                 break;
             }
             self.shared.end_work();
+            self.beat.tick();
+            self.beat.rest();
             let _ = self.nudged.recv_timeout(LOOK);
         }
         self.end();

@@ -3,6 +3,7 @@ use std::sync::Arc;
 use super::*;
 use crate::base::events::Events;
 use crate::base::metrics::Registry;
+use crate::config::settings::Store as Settings;
 use crate::store::Store;
 use crate::store::tests::{eventually, open_with, soon};
 
@@ -80,9 +81,8 @@ fn what_is_too_old_or_too_much_is_deleted_oldest_first() {
         rows.map(Result::unwrap).collect()
     };
     assert_eq!(ids().len(), 50);
-    let config = crate::config::parse("", None, &|_| None).unwrap().config;
-    let mut settings = config.store;
-    settings.events_keep = Duration::from_secs(40);
+    let events_keep = Duration::from_secs(40);
+    let mut settings = Settings { events_keep, ..Settings::default() };
     assert_eq!(retain(&connection, &terms(&settings, false)).unwrap(), 10, "older than 40 s");
     assert_eq!(ids()[0], 11);
     // An event of these has 5 + 1 + 36 + 64 bytes.
@@ -93,7 +93,7 @@ fn what_is_too_old_or_too_much_is_deleted_oldest_first() {
     assert_eq!(retain(&connection, &terms(&settings, true)).unwrap(), 10, "whatever the age");
 }
 
-fn terms(settings: &crate::config::settings::Store, force: bool) -> Terms<'_> {
+fn terms(settings: &Settings, force: bool) -> Terms<'_> {
     Terms { now_ms: 51_000, settings, force }
 }
 
