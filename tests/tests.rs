@@ -78,6 +78,8 @@ mod snapshot;
 mod startup;
 // Mixed traffic with faults, cancels and reloads, after which nothing has grown.
 mod soak;
+// What is kept on disk, and every way in which the disk can fail.
+mod store;
 // Twice as many clients as there is room for.
 mod storm;
 // Requests that are no proper HTTP, and smuggling.

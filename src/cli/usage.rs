@@ -8,7 +8,7 @@ use crate::base::exit::Exit;
 use crate::base::query::encoded;
 use crate::gateway::usage::By;
 
-/// Show the tokens and the cost of a running daemon, since it started
+/// Show the tokens and the cost of a running daemon
 ///
 /// A `*` marks sums in which some tokens are estimates. MISSING counts the answers whose price is
 /// not configured: what they cost is not in COST.
@@ -92,7 +92,8 @@ fn text(document: &Value) -> String {
             "\ndays that were asked for have no rows of their own any more (usage.days_max)\n",
         );
     }
-    out.push_str(&format!("\nsince {}; a restart begins anew\n", word("startedAt")));
+    let anew = if document["kept"] == false { "; a restart begins anew" } else { "" };
+    out.push_str(&format!("\nsince {}{anew}\n", word("startedAt")));
     out
 }
 
@@ -146,6 +147,7 @@ mod tests {
     fn sums_are_shown_with_what_is_estimated_or_missing() {
         let document = json!({
             "by": "model", "currency": "EUR", "startedAt": "2026-11-22T00:00:00Z",
+            "kept": false,
             "complete": false, "missingPrices": ["b/c"],
             "rows": [
                 row(json!({"model": "m", "answeredBy": "a/b"}), 9, 1, Some(1_200_034)),

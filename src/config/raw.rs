@@ -115,7 +115,8 @@ pub struct Raw {
     /// counted as such; it is never taken for free.
     #[schemars(length(max = PRICES_MAX))]
     pub price: Vec<RawPrice>,
-    /// What is remembered of tokens and cost, in memory: a reload keeps it, a restart loses it.
+    /// What is remembered of tokens and cost. With a state directory it is there again after a
+    /// restart, but for the last seconds when the process is killed.
     pub usage: RawUsage,
     /// Answers that are kept and given again: to embedding requests, which have one right answer, and
     /// of models that say so. An answer says in `x-tidegate-cache` where it came from (`hit`, `miss`,
@@ -138,7 +139,8 @@ pub struct Raw {
     pub notify: Vec<RawNotify>,
     /// The log.
     pub log: RawLog,
-    /// Where the daemon keeps what is to be there after a restart.
+    /// Where the daemon keeps what is to be there after a restart: versions of the configuration, and
+    /// the files of `[store]`.
     pub state: RawState,
     /// What it keeps there, and how much: the files `durable.db` and `metrics.db`.
     pub store: RawStore,

@@ -177,7 +177,7 @@ pub struct Store {
     pub free_warn: u64,
     pub free_shed: u64,
     pub free_refuse: u64,
-    pub disk_max: u64,
+    pub disk_counted: u64,
 }
 
 impl From<&RawStore> for Store {
@@ -192,7 +192,7 @@ impl From<&RawStore> for Store {
             free_warn: raw.free_warn,
             free_shed: raw.free_shed,
             free_refuse: raw.free_refuse,
-            disk_max: raw.disk_max.0,
+            disk_counted: raw.disk_counted.0,
         }
     }
 }

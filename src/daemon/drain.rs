@@ -23,6 +23,9 @@ const LAST_WORDS: Duration = Duration::from_secs(2);
 /// How long the ops plane may take to end.
 const OPS_STOP_MAX: Duration = Duration::from_secs(1);
 
+/// How long the books may take to be loaded, when there was no time for it before.
+const LOAD_MAX: Duration = Duration::from_secs(1);
+
 /// How long the store may take to write what waits.
 const STORE_STOP_MAX: Duration = Duration::from_secs(5);
 
@@ -61,6 +64,7 @@ pub fn drain(running: Running, signals: &Signals) -> Exit {
         log::warn!(threads = late; "control_threads_left_behind");
     }
     running.ops.stop(clock::now() + OPS_STOP_MAX);
+    running.keeper.finish(clock::now() + LOAD_MAX);
     if !running.store.stop(clock::now() + STORE_STOP_MAX) {
         log::error!("store_left_behind");
     }

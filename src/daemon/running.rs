@@ -26,7 +26,7 @@ use crate::gateway::lockout::Lockouts;
 use crate::gateway::metrics::Metrics;
 use crate::gateway::rates::Rates;
 use crate::gateway::state::State;
-use crate::gateway::usage::Accounts;
+use crate::gateway::usage::{Accounts, Keeper};
 use crate::gateway::{Gateway, Parts};
 use crate::health::alerts;
 use crate::health::overload::{Action, Level, Overload};
@@ -83,6 +83,8 @@ pub struct Running {
     /// Handed to whoever has something to tell.
     pub(super) events: Arc<Events>,
     pub(super) store: Arc<Store>,
+    /// Of the accounts, in the store.
+    pub(super) keeper: Keeper,
     pub(super) log: LogHandle,
     pub(super) descriptors: u64,
     /// What snapshots tell of the configuration.
@@ -211,6 +213,8 @@ impl Running {
         let store = Store::open(config.state_dir.as_deref(), &config.store, tools.clone());
         let recorder = Recorder::start(&config, &tools, &store)
             .map_err(|error| Refusal::Thread("history", error))?;
+        let store = Store::open(config.state_dir.as_deref(), &config.store, tools);
+        let counted = Arc::clone(&accounts);
         let (desk, orders) = Desk::new(&registry);
         let alerts = alerts::Handle::new(
             &config.alerts,
@@ -336,6 +340,7 @@ impl Running {
             board,
             registry,
             events,
+            keeper: Keeper::new(counted, Arc::clone(&store), clock::now()),
             store,
             log,
             descriptors,
@@ -379,6 +384,7 @@ impl Running {
         self.health.guard();
         self.look_at_config();
         self.store.tick(clock::now());
+        self.keeper.tick(clock::now());
         self.links.sweep();
         self.gateway.sweep();
         self.answers.sweep(clock::now());

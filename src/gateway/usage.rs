@@ -1,11 +1,13 @@
 //! The accounts: what requests came to, by model, key, session and day, and the answers to those
-//! who ask about it. They are kept in memory: a reload keeps them, a restart loses them.
+//! who ask about it. They are summed in memory; with a store they are there again after a restart.
 
+mod keep;
 mod question;
 mod report;
 mod session;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
@@ -16,7 +18,9 @@ use crate::base::metrics::{Counter, Limit, Registry};
 use crate::config::settings::Usage as Settings;
 use crate::llm::usage::{Book, Bounds, Entry, KEYS_MAX, Place, Sizes, Sums};
 use crate::net::http::{Headers, Response};
+use crate::store::usage::Books;
 
+pub use keep::Keeper;
 pub use question::{By, Question};
 
 /// Answers that are kept to be given again. Past it: the oldest makes room.
@@ -39,8 +43,10 @@ pub struct Accounts {
     reports: Locked<Vec<Report>>,
     limits: Limits,
     sessions_ignored: Arc<Counter>,
-    /// Seconds since 1970.
-    started: u64,
+    /// Since when there are sums, in seconds since 1970.
+    started: AtomicU64,
+    /// They are kept over a restart.
+    kept: AtomicBool,
 }
 
 /// An answer that can be given again.
@@ -120,7 +126,8 @@ impl Accounts {
                 "Requests whose session has no proper name; they count as without one.",
                 &[],
             ),
-            started: clock::unix().as_secs(),
+            started: AtomicU64::new(clock::unix().as_secs()),
+            kept: AtomicBool::new(false),
         })
     }
 
@@ -163,6 +170,39 @@ impl Accounts {
         self.limits.show(&before, &after);
     }
 
+    /// Adds what an earlier process summed.
+    fn restore(&self, books: Books) {
+        self.started.fetch_min(books.started, Relaxed);
+        let rows = books.rows.into_iter().map(keep::place).collect();
+        let sessions = books.sessions.into_iter().map(keep::session_row).collect();
+        let (before, after) = self.book.with(|book| {
+            let before = book.sizes();
+            book.restore(rows, sessions);
+            (before, book.sizes())
+        });
+        self.limits.show(&before, &after);
+    }
+
+    /// From now on they are saved.
+    fn are_kept(&self) {
+        self.kept.store(true, Relaxed);
+    }
+
+    /// By what changes are seen: of anything, and of which rows there are.
+    fn changes(&self) -> (u64, u64) {
+        self.book.with(|book| book.changes())
+    }
+
+    /// A copy of everything, to be kept.
+    fn books(&self) -> Books {
+        let sessions = self.book.with(|book| book.sessions());
+        Books {
+            started: self.started.load(Relaxed),
+            rows: self.rows().iter().map(keep::row).collect(),
+            sessions: sessions.iter().map(keep::session).collect(),
+        }
+    }
+
     /// The answer to a question.
     pub fn answer(&self, question: &Question) -> Response {
         let settings = self.settings.load_full();
@@ -196,7 +236,8 @@ impl Accounts {
         let facts = report::Facts {
             currency: &settings.currency,
             now: clock::unix().as_secs(),
-            started: self.started,
+            started: self.started.load(Relaxed),
+            kept: self.kept.load(Relaxed),
             days_max: settings.days_max as u64,
         };
         report::write(question, &facts, &rows, &sessions)

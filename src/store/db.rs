@@ -201,6 +201,18 @@ impl Db {
         self.push(what, Box::new(job), None)
     }
 
+    /// The same, for whoever looks now and then whether it came about: the end of a channel that says
+    /// so once, or is closed when nothing comes of it.
+    pub(super) fn submit_told(
+        &self,
+        what: &'static str,
+        job: impl FnOnce(&Transaction<'_>) -> rusqlite::Result<()> + Send + 'static,
+    ) -> Result<Receiver<Result<(), Error>>, Error> {
+        let (reply, outcome) = bounded(1);
+        self.push(what, Box::new(job), Some(reply))?;
+        Ok(outcome)
+    }
+
     /// Has something written, and waits until it is committed: in `durable.db` it is on the disk then.
     ///
     /// # Errors

@@ -74,6 +74,11 @@ impl Sieve {
         self.last
     }
 
+    /// What came after this number was not kept after all.
+    pub(super) fn back_to(&mut self, number: u64) {
+        self.last = number;
+    }
+
     /// Begins anew: there is a new file, and what is still in the history belongs into it.
     pub(super) fn restart(&mut self) {
         *self = Sieve::default();
@@ -153,6 +158,15 @@ pub(super) fn retain(connection: &Connection, terms: &Terms<'_>) -> rusqlite::Re
                 (SELECT total FROM events ORDER BY id DESC LIMIT 1) - ?3)";
     let oldest = terms.now_ms.saturating_sub(keep);
     connection.prepare_cached(text)?.execute([batch, oldest, bytes])
+}
+
+/// Bytes of the events that are kept.
+pub(super) fn bytes(connection: &Connection) -> rusqlite::Result<u64> {
+    let text = "SELECT coalesce(max(total) - min(total), 0) FROM \
+                (SELECT total FROM (SELECT total FROM events ORDER BY id LIMIT 1) \
+                UNION ALL SELECT total FROM (SELECT total FROM events ORDER BY id DESC LIMIT 1))";
+    let bytes: i64 = connection.prepare_cached(text)?.query_row([], |row| row.get(0))?;
+    Ok(u64::try_from(bytes).unwrap_or_default())
 }
 
 /// Which events are asked for.

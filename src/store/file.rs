@@ -135,7 +135,8 @@ pub(super) fn open(which: Which, path: &Path, bytes_max: u64) -> Result<Opened, 
         Err(error) if error.kind() == Io::NotFound => true,
         Err(error) => return Err(Fault::Other(error.to_string())),
     };
-    let flags = OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_NOFOLLOW;
+    // Not NOFOLLOW: it refuses a link anywhere in the path, and a state directory may well have one.
+    let flags = OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let write = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE;
     let mut writer = Connection::open_with_flags(path, flags | write)?;
     writer.busy_timeout(BUSY)?;
@@ -232,6 +233,26 @@ fn migrate(which: Which, writer: &mut Connection) -> Result<(), Fault> {
     tx.pragma_update(None, "user_version", schema::VERSION)?;
     tx.commit()?;
     Ok(())
+}
+
+/// When a file was last written, and its size: what changes when somebody writes over it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Stamp(i64, i64, u64);
+
+impl Stamp {
+    /// That of the file at this path.
+    pub(super) fn of(path: &Path) -> Option<Stamp> {
+        let found = fs::symlink_metadata(path).ok()?;
+        Some(Stamp(found.mtime(), found.mtime_nsec(), found.len()))
+    }
+}
+
+/// Looks at a file that is in use as a stranger would: connections that are open hold much of it in
+/// memory, and do not see that somebody wrote over it.
+pub(super) fn glance(path: &Path) -> Result<(), Fault> {
+    let flags = OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_READ_ONLY;
+    let mut stranger = Connection::open_with_flags(path, flags)?;
+    sound(&mut stranger, clock::now() + LOOK_MAX)
 }
 
 /// Looks whether a file is sound, for as long as it may take.

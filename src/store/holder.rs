@@ -11,7 +11,7 @@ use rusqlite::config::DbConfig;
 use super::Tools;
 use super::batch::{self, Broke};
 use super::db::{Db, Stand, Which};
-use super::file::{self, Fault, Place};
+use super::file::{self, Fault, Place, Stamp};
 use super::retention::{self, Pages};
 use super::{events, quarantine};
 use crate::base::clock;
@@ -21,7 +21,7 @@ use crate::config::settings::Store as Settings;
 /// Between two tries to open what cannot be opened: from this on, twice as long each time …
 const RETRY_MIN: Duration = Duration::from_secs(1);
 /// … up to this.
-const RETRY_MAX: Duration = Duration::from_secs(30);
+const RETRY_MAX: Duration = Duration::from_secs(5);
 
 /// After a write found no room, how long none is tried.
 const FULL_PAUSE: Duration = Duration::from_secs(5);
@@ -61,6 +61,8 @@ struct Open {
     writer: Connection,
     place: Place,
     swept: Instant,
+    /// Of the file after our own last work on it.
+    stamp: Option<Stamp>,
     wrote: Instant,
     /// Something was written since it was tidied up.
     untidy: bool,
@@ -89,11 +91,14 @@ struct Shown {
     up: Arc<Gauge>,
     wal: Arc<Gauge>,
     size: Arc<Limit>,
+    /// Bytes of events; of `durable.db` only.
+    events: Option<Arc<Limit>>,
     aside: Arc<Limit>,
 }
 
 impl Shown {
-    fn new(which: Which, bytes_max: u64, registry: &Registry) -> Shown {
+    fn new(which: Which, settings: &Settings, registry: &Registry) -> Shown {
+        let bytes_max = retention::bytes_max(which, settings);
         let labels = [("file", which.as_str())];
         let gauge = |name, help| registry.gauge(name, help, &labels);
         let (name, consequence) = match which {
@@ -107,6 +112,10 @@ impl Shown {
             up: gauge("tidegate_store_up", "Whether a file of the store can be used: 1 or 0."),
             wal: gauge("tidegate_store_wal_bytes", "Size of the log of changes of a file."),
             size: registry.limit_of(Unit::Bytes, name, "", bytes_max, consequence),
+            events: (which == Which::Durable).then(|| {
+                let (name, consequence) = ("store.events_max", "the oldest are deleted");
+                registry.limit_of(Unit::Bytes, name, "", settings.events_max, consequence)
+            }),
             aside: registry.limit(
                 "store.quarantined_max",
                 which.as_str(),
@@ -122,7 +131,7 @@ impl Holder {
         let bytes_max = retention::bytes_max(db.which(), settings);
         Holder {
             path: dir.join(db.which().file()),
-            shown: Shown::new(db.which(), bytes_max, &tools.registry),
+            shown: Shown::new(db.which(), settings, &tools.registry),
             db,
             open: None,
             retry: Retry::now(),
@@ -153,6 +162,7 @@ impl Holder {
         if self.open.is_some() && self.db.readers.found_broken() {
             self.suspected(tools);
         }
+        self.glance(tools);
         if self.open.is_none() && self.retry.due(now) {
             self.try_open(now, tools);
         }
@@ -160,8 +170,16 @@ impl Holder {
             self.full = None;
         }
         self.tidy(now, settings, tools);
+        self.stamp();
         self.stand();
         self.show();
+    }
+
+    /// What was written until now we wrote.
+    fn stamp(&mut self) {
+        if let Some(open) = &mut self.open {
+            open.stamp = Stamp::of(&self.path);
+        }
     }
 
     /// Begins to try at once.
@@ -189,6 +207,20 @@ impl Holder {
         }
     }
 
+    /// Looks whether somebody wrote over the file.
+    fn glance(&mut self, tools: &Tools) {
+        let Some(open) = &mut self.open else { return };
+        let stamp = Stamp::of(&self.path);
+        if open.stamp == stamp {
+            return;
+        }
+        open.stamp = stamp;
+        // Any other fault is one of looking.
+        if let Err(fault @ Fault::Broken(_)) = file::glance(&self.path) {
+            self.broke(&fault, tools);
+        }
+    }
+
     /// A reader met something broken: looks for itself.
     fn suspected(&mut self, tools: &Tools) {
         let Some(open) = &mut self.open else { return };
@@ -210,17 +242,17 @@ impl Holder {
         let opened = opened.and_then(|opened| {
             self.db.readers.open(opened.readers)?;
             let (writer, place) = (opened.writer, opened.place);
-            let open = Open { writer, place, swept: now, wrote: now, untidy: true };
+            let open = Open { writer, place, swept: now, stamp: None, wrote: now, untidy: true };
             Ok((open, opened.fresh))
         });
         match opened {
             Ok((open, fresh)) => {
                 self.open = Some(open);
+                self.stamp();
                 if fresh && self.seen {
                     self.db.begin_epoch();
                 }
                 self.seen = true;
-                self.retry = Retry::now();
                 self.full = None;
                 self.stand();
                 if self.fault.take().is_some() {
@@ -277,14 +309,19 @@ impl Holder {
     fn broke(&mut self, fault: &Fault, tools: &Tools) {
         self.db.readers.close();
         self.open = None;
-        self.retry = Retry::now();
+        let now = clock::now();
+        // A disk that breaks every file must not keep us busy with it.
+        let again = self.retry.wait > RETRY_MIN;
+        self.retry.later(now);
+        let mut reason = self.named(fault);
         if let Fault::Broken(why) = fault {
             match self.set_aside(why, tools) {
-                Ok(()) => return self.try_open(clock::now(), tools),
-                Err(fault) => return self.down(&self.named(&fault), tools),
+                Ok(()) if !again => return self.try_open(now, tools),
+                Ok(()) => self.seen = true,
+                Err(fault) => reason = self.named(&fault),
             }
         }
-        self.down(&self.named(fault), tools);
+        self.down(&reason, tools);
     }
 
     fn named(&self, fault: &Fault) -> String {
@@ -322,6 +359,7 @@ impl Holder {
             let Some(open) = &mut self.open else { return };
             let ran = batch::run(&open.writer, &self.db);
             (open.wrote, open.untidy) = (clock::now(), true);
+            self.stamp();
             if !self.survived(ran, tools) {
                 return;
             }
@@ -331,7 +369,10 @@ impl Holder {
     /// Whether it can go on after this.
     fn survived(&mut self, ran: Result<(), Broke>, tools: &Tools) -> bool {
         match ran {
-            Ok(()) => true,
+            Ok(()) => {
+                self.retry.wait = RETRY_MIN;
+                true
+            }
             Err(Broke::Busy) => false,
             Err(Broke::File(fault)) => {
                 self.broke(&fault, tools);
@@ -386,6 +427,10 @@ impl Holder {
         let due = now.saturating_duration_since(open.swept) >= SWEEP;
         if due || pressed {
             let more = retention::sweep(&open.writer, self.db.which(), events::now_ms(), settings)?;
+            if let Some(limit) = &self.shown.events {
+                limit.set_max(settings.events_max);
+                limit.set_now(events::bytes(&open.writer)?);
+            }
             open.untidy |= more;
             if !more {
                 open.swept = now;

@@ -29,7 +29,7 @@ impl Room {
             (Room::Shed, settings.free_shed),
             (Room::Low, settings.free_warn),
         ];
-        let counted = u128::from(space.total.min(settings.disk_max));
+        let counted = u128::from(space.total.min(settings.disk_counted));
         let below = |(room, percent): &(Room, u64)| {
             let mark = counted * u128::from(*percent) / 100;
             let held = before >= *room;
@@ -54,7 +54,7 @@ mod tests {
     const MIB: u64 = 1 << 20;
 
     fn settings() -> Settings {
-        Settings { disk_max: 1000 * MIB, ..Settings::default() }
+        Settings { disk_counted: 1000 * MIB, ..Settings::default() }
     }
 
     fn room(free: u64, before: Room) -> Room {

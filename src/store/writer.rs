@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::Receiver;
+use crossbeam_channel::{Receiver, TryRecvError};
 use log::Level;
 
 use super::ballast::Ballast;
@@ -16,6 +16,7 @@ use super::holder::{Holder, Retry};
 use super::space::{self, Room};
 use super::{Shared, Tools};
 use crate::base::clock;
+use crate::base::error::Error;
 use crate::base::folder::{self, Claim, Space};
 use crate::base::heartbeat::{Beat, Doing};
 use crate::base::metrics::{Counter, Gauge};
@@ -39,6 +40,8 @@ pub(super) struct Work {
     /// The ballast could not be made for this reason.
     no_ballast: Option<String>,
     sieve: Sieve,
+    /// Events on their way into the file: the number before them, and what becomes of them.
+    keeping: Option<(u64, Receiver<Result<(), Error>>)>,
     /// The epoch of the file that the sieve's events went into.
     epoch: u64,
     nudged: Receiver<()>,
@@ -88,6 +91,7 @@ impl Work {
             space: None,
             no_ballast: None,
             sieve: Sieve::default(),
+            keeping: None,
             epoch: 0,
             nudged,
             shared,
@@ -240,6 +244,15 @@ impl Work {
             self.epoch = db.epoch();
             self.sieve.restart();
         }
+        if let Some((before, outcome)) = &self.keeping {
+            match outcome.try_recv() {
+                Ok(Ok(())) => {}
+                Err(TryRecvError::Empty) => return,
+                // Once more, as far as the history reaches.
+                Ok(Err(_)) | Err(TryRecvError::Disconnected) => self.sieve.back_to(*before),
+            }
+            self.keeping = None;
+        }
         let last = self.sieve.last();
         let fresh = self.tools.events.after(last);
         let Some(first) = fresh.first() else { return };
@@ -250,8 +263,11 @@ impl Work {
         if kept.is_empty() {
             return;
         }
-        // A refusal is counted where it is made.
-        let _ = db.submit("events", move |tx| events::insert(tx, &kept));
+        match db.submit_told("events", move |tx| events::insert(tx, &kept)) {
+            Ok(outcome) => self.keeping = Some((last, outcome)),
+            // It is counted where it is refused.
+            Err(_) => self.sieve.back_to(last),
+        }
     }
 
     fn tell(&self) {
@@ -282,6 +298,9 @@ impl Work {
 
     /// The last jobs are run, and everything closed.
     fn end(mut self) {
+        // Those on their way first, then those that came meanwhile.
+        let [durable, _] = &mut self.files;
+        durable.write(&self.tools);
         self.keep_events(clock::now());
         for file in &mut self.files {
             file.end(&self.tools);

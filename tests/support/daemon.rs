@@ -70,6 +70,8 @@ pub struct Start {
     pub env: Vec<(String, String)>,
     /// Whether standard error is a closed descriptor.
     pub stderr_closed: bool,
+    /// A file system of its own, for a folder of this size (`1m`); needs the right to mount.
+    pub tmpfs: Option<(PathBuf, String)>,
 }
 
 impl Daemon {
@@ -115,6 +117,14 @@ impl Daemon {
         let close = if start.stderr_closed { " 2>&-" } else { "" };
         // The shell is for its `ulimit` and its redirection; `exec` leaves the daemon in its place.
         let mut command = Command::new("/bin/sh");
+        if let Some((folder, size)) = &start.tmpfs {
+            command = Command::new("unshare");
+            command.args(["-m", "/bin/sh"]);
+            let folder = folder.display();
+            limits.push_str(&format!(
+                "mkdir -p {folder} && mount -t tmpfs -o size={size},mode=700 none {folder} || exit; "
+            ));
+        }
         clean(&mut command, sandbox);
         command.arg("-c").arg(format!("{limits}exec \"$0\" \"$@\"{close}")).arg(program());
         command.arg("run").arg("--config").arg(config);

@@ -59,7 +59,7 @@ pub struct RawStore {
     /// A larger disk counts as one of this size when percents of it are reckoned: a tenth of a large
     /// disk is not little.
     #[schemars(extend("x-min" = "1MiB", "x-max" = "1024GiB"))]
-    pub disk_max: Size,
+    pub disk_counted: Size,
 }
 
 impl Default for RawStore {
@@ -74,7 +74,7 @@ impl Default for RawStore {
             free_warn: 10,
             free_shed: 5,
             free_refuse: 2,
-            disk_max: Size::mib(64 * 1024),
+            disk_counted: Size::mib(64 * 1024),
         }
     }
 }

@@ -25,6 +25,8 @@ pub(super) struct Facts<'a> {
     pub now: u64,
     /// Since when there are sums, in seconds since 1970.
     pub started: u64,
+    /// Whether they outlive a restart.
+    pub kept: bool,
     /// Days with rows of their own.
     pub days_max: u64,
 }
@@ -110,6 +112,7 @@ pub(super) fn write(
     let document = json!({
         "updatedAt": time_text(facts.now),
         "startedAt": time_text(facts.started),
+        "kept": facts.kept,
         "currency": facts.currency,
         "by": question.by.as_str(),
         "since": question.since.map(day_text),

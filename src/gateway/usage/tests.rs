@@ -177,3 +177,39 @@ fn nothing_is_lost_while_many_enter_and_others_ask() {
         assert_eq!(totals["costMicros"], total * 3 / 2);
     }
 }
+
+#[test]
+fn books_are_there_again_after_a_restart_and_grow_on() {
+    let sandbox = tempfile::tempdir().unwrap();
+    let life = |entries: u64, expected: u64| {
+        let store = crate::store::Store::open(
+            Some(sandbox.path()),
+            &crate::config::settings::Store::default(),
+            crate::store::Tools::bare(),
+        );
+        let accounts = accounts(&settings());
+        // What comes before the store has opened is added to what was.
+        for _ in 0..entries {
+            accounts.enter(entry("laptop", "llama"));
+        }
+        let mut now = clock::now();
+        let mut keeper = Keeper::new(Arc::clone(&accounts), Arc::clone(&store), now);
+        let until = clock::now() + Duration::from_secs(20);
+        while ask(&accounts, "")["kept"] == false {
+            assert!(clock::now() < until, "never loaded");
+            keeper.tick(now);
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        now += 2 * keep::SAVE;
+        keeper.tick(now);
+        accounts.enter(entry("phone", "llama"));
+        keeper.save();
+        assert_eq!(ask(&accounts, "")["totals"]["requests"], expected);
+        let models = ask(&accounts, "by=key");
+        assert!(store.stop(until));
+        models["rows"].as_array().unwrap().len()
+    };
+    assert_eq!(life(3, 4), 2);
+    assert_eq!(life(0, 5), 2);
+    assert_eq!(life(2, 8), 2);
+}

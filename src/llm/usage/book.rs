@@ -171,6 +171,8 @@ pub struct Book {
     sessions: LruCache<SessionId, Last>,
     beside: HashMap<Who, Beside>,
     total: Sums,
+    /// How often anything has changed.
+    edits: u64,
     /// Requests and sessions that found no row of their own.
     merged: u64,
     forgotten: u64,
@@ -191,6 +193,7 @@ impl Book {
             sessions: LruCache::new(at_least_one(bounds.sessions)),
             beside: HashMap::new(),
             total: Sums::default(),
+            edits: 0,
             merged: 0,
             forgotten: 0,
         }
@@ -199,6 +202,7 @@ impl Book {
     /// Enters a request: a quarter of a microsecond. A new day costs a walk over all rows, once: half
     /// a millisecond for some thousands of them.
     pub fn enter(&mut self, mut entry: Entry) {
+        self.edits += 1;
         let day = entry.at / SECONDS_PER_DAY;
         if day > self.newest {
             self.newest = day;
@@ -226,11 +230,60 @@ impl Book {
             return;
         }
         self.bounds = bounds;
+        self.edits += 1;
         while self.sessions.len() > bounds.sessions.max(1) {
             self.forget_one();
         }
         self.sessions.resize(at_least_one(bounds.sessions));
         self.rebuild();
+    }
+
+    /// Adds what was summed before, by an earlier process. What has no room becomes part of others, as
+    /// it would have then.
+    pub fn restore(&mut self, rows: Vec<(Place, Sums)>, sessions: Vec<SessionRow>) {
+        self.edits += 1;
+        let newest = rows.iter().filter_map(|(place, _)| place.day).max();
+        if let Some(newest) = newest.filter(|newest| *newest > self.newest) {
+            self.newest = newest;
+            self.rebuild();
+        }
+        // That counts requests.
+        let merged = self.merged;
+        for (mut place, sums) in rows {
+            self.total.add(&sums);
+            place.day = place.day.and_then(|day| self.row_day(day));
+            self.add(place, &sums);
+        }
+        self.merged = merged;
+        self.restore_sessions(sessions);
+    }
+
+    fn restore_sessions(&mut self, rows: Vec<SessionRow>) {
+        let mut all: HashMap<SessionId, Last> = HashMap::new();
+        while let Some((id, last)) = self.sessions.pop_lru() {
+            all.insert(id, last);
+        }
+        for SessionRow { who, name, others, last, sums } in rows {
+            let sum = match name {
+                Some(name) => all.entry(SessionId { who, name }).or_default(),
+                None if others => &mut self.beside(&who).forgotten,
+                None => &mut self.beside(&who).without,
+            };
+            sum.add(&sums, last);
+        }
+        let mut all: Vec<_> = all.into_iter().collect();
+        all.sort_by_key(|(_, last)| last.at);
+        for (id, last) in all {
+            if self.sessions.len() >= self.bounds.sessions.max(1) {
+                self.forget_one();
+            }
+            self.sessions.put(id, last);
+        }
+    }
+
+    /// How often anything has changed, and how often rows that were there may have gone.
+    pub fn changes(&self) -> (u64, u64) {
+        (self.edits, self.generation.saturating_add(self.forgotten))
     }
 
     /// The sums of everything that was ever entered.

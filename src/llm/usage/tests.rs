@@ -271,3 +271,55 @@ proptest! {
         }
     }
 }
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    /// What is saved and added to a book of any bounds is neither lost nor counted twice.
+    #[test]
+    fn books_of_two_lives_sum_to_both(
+        before in prop::collection::vec((0_u64..6, 0_usize..3, 0_usize..4, 0_usize..9), 0..60),
+        after in prop::collection::vec((0_u64..6, 0_usize..3, 0_usize..4, 0_usize..9), 0..60),
+        rows in 16_usize..64,
+        sessions in 1_usize..4,
+    ) {
+        let names = ["", "a", "b", "c", "d", "e", "f", "g", "h"];
+        let fill = |book: &mut Book, entries: &[(u64, usize, usize, usize)]| {
+            for (day, key, session, model) in entries {
+                book.enter(entry(100 + day, names[*key], names[*session], names[*model]));
+            }
+        };
+        let mut first = Book::new(BOUNDS);
+        fill(&mut first, &before);
+        let saved: Vec<_> = all_rows(&first)
+            .into_iter()
+            .map(|(place, sums)| (Arc::unwrap_or_clone(place), sums))
+            .collect();
+        let mut second = Book::new(Bounds { rows, days: 3, sessions });
+        fill(&mut second, &after);
+        second.restore(saved, first.sessions());
+        let mut both = first.total();
+        both.add(&second_of(&after, &fill));
+        prop_assert_eq!(second.total(), both);
+        let all = all_rows(&second);
+        prop_assert_eq!(summed(all.iter().map(|(_, sums)| sums)), both);
+        let sessions_sum = second.sessions();
+        prop_assert_eq!(summed(sessions_sum.iter().map(|row| &row.sums)), both);
+        prop_assert!(second.sizes().sessions <= sessions);
+    }
+}
+
+/// What those entries come to by themselves.
+fn second_of(
+    entries: &[(u64, usize, usize, usize)],
+    fill: &impl Fn(&mut Book, &[(u64, usize, usize, usize)]),
+) -> Sums {
+    let mut book = Book::new(BOUNDS);
+    fill(&mut book, entries);
+    book.total()
+}
+
+/// Under a name that a test's own variable does not hide.
+fn all_rows(book: &Book) -> Vec<(Arc<Place>, Sums)> {
+    rows(book)
+}

@@ -89,6 +89,7 @@ fn what_is_too_old_or_too_much_is_deleted_oldest_first() {
     settings.events_max = 106 * 10;
     assert_eq!(retain(&connection, &terms(&settings, false)).unwrap(), 30);
     assert_eq!(ids(), (41..=50).collect::<Vec<i64>>());
+    assert_eq!(bytes(&connection).unwrap(), 106 * 9, "all but the first");
     assert_eq!(retain(&connection, &terms(&settings, false)).unwrap(), 0);
     assert_eq!(retain(&connection, &terms(&settings, true)).unwrap(), 10, "whatever the age");
 }
