@@ -213,7 +213,6 @@ impl Running {
         let store = Store::open(config.state_dir.as_deref(), &config.store, tools.clone());
         let recorder = Recorder::start(&config, &tools, &store)
             .map_err(|error| Refusal::Thread("history", error))?;
-        let store = Store::open(config.state_dir.as_deref(), &config.store, tools);
         let counted = Arc::clone(&accounts);
         let (desk, orders) = Desk::new(&registry);
         let alerts = alerts::Handle::new(

@@ -29,7 +29,11 @@ impl Life {
     fn begin(settings: Settings) -> Life {
         let dir = tempfile::tempdir().unwrap();
         let (tools, now) = (Tools::bare(), clock::now());
-        let store = Store::open(Some(&dir.path().join("state")), tools.clone());
+        let store = Store::open(
+            Some(&dir.path().join("state")),
+            &crate::config::settings::Store::default(),
+            tools.clone(),
+        );
         let history = History::new(&tools.registry, &settings, now);
         let keeper = Keeper::new(&history, &store, &settings, &tools.registry, now);
         let life = Life { dir, settings, tools, store, history, keeper, now, wall: START };
@@ -52,7 +56,11 @@ impl Life {
         }
         self.store.stop(clock::now() + Duration::from_secs(20));
         self.tools = Tools::bare();
-        self.store = Store::open(Some(&self.dir.path().join("state")), self.tools.clone());
+        self.store = Store::open(
+            Some(&self.dir.path().join("state")),
+            &crate::config::settings::Store::default(),
+            self.tools.clone(),
+        );
         self.opened();
         self.history = History::new(&self.tools.registry, &self.settings, self.now);
         let Life { history, store, settings, tools, now, .. } = self;
@@ -219,7 +227,7 @@ fn a_gap_is_no_zero_and_a_counter_that_begins_again_never_falls() {
 #[test]
 fn without_a_store_it_says_that_there_is_only_what_is_in_memory() {
     let tools = Tools::bare();
-    let store = Store::open(None, tools.clone());
+    let store = Store::open(None, &crate::config::settings::Store::default(), tools.clone());
     let now = clock::now();
     let history = History::new(&tools.registry, &Settings::default(), now);
     let mut keeper = Keeper::new(&history, &store, &Settings::default(), &tools.registry, now);
