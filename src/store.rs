@@ -23,7 +23,6 @@ mod schema;
 mod space;
 pub mod spool;
 pub mod usage;
-mod usage;
 mod writer;
 
 use std::path::Path;

@@ -27,8 +27,8 @@ use super::report::{Report, join};
 use super::secret;
 use super::settings::{
     Auth, BaseUrl, Breaker, Cache, Config, History, Key, Limit, Log, LogFormat, Model, Namespace,
-    OWN_LIMIT, Ops, Overload, Per, Prices, Recovery, Resources, Routes, Server, Store, Target, Upstream,
-    UpstreamKind, Versions, WatchedFolder,
+    OWN_LIMIT, Ops, Overload, Per, Prices, Recovery, Resources, Routes, Server, Store, Target,
+    Upstream, UpstreamKind, Versions, WatchedFolder,
 };
 use super::unit::Size;
 use super::url;
