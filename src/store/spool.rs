@@ -191,7 +191,11 @@ mod tests {
         let keep = |id: &str, body: &str| Change::Keep(Kind::Alert, id.into(), body.into());
         let (a, b) = (spooled("1", "a", 0), spooled("1", "b", 0));
         {
-            let store = Store::open(Some(folder.path()), Tools::bare());
+            let store = Store::open(
+                Some(folder.path()),
+                &crate::config::settings::Store::default(),
+                Tools::bare(),
+            );
             let db = store.durable();
             save(db, vec![keep("x", "1"), keep("y", "2")], soon()).unwrap();
             save(db, vec![Change::Keep(Kind::Silence, "x".into(), "3".into())], soon()).unwrap();
@@ -206,7 +210,11 @@ mod tests {
             save(db, Vec::new(), soon()).unwrap();
             assert!(store.stop(soon()));
         }
-        let store = Store::open(Some(folder.path()), Tools::bare());
+        let store = Store::open(
+            Some(folder.path()),
+            &crate::config::settings::Store::default(),
+            Tools::bare(),
+        );
         let expected = Kept {
             alerts: vec!["4".into()],
             silences: vec!["3".into()],
@@ -223,7 +231,7 @@ mod tests {
 
     #[test]
     fn without_a_store_it_says_so() {
-        let store = Store::open(None, Tools::bare());
+        let store = Store::nowhere();
         assert!(load(store.durable(), soon()).is_err());
         let change = Change::Drop(Kind::Alert, "x".into());
         assert!(save(store.durable(), vec![change], soon()).is_err());
