@@ -396,6 +396,32 @@ fn alerts_are_silenced_tried_and_listed_by_command() {
 }
 
 #[test]
+fn what_fires_is_in_the_live_document_and_counted_by_status() {
+    let sandbox = Sandbox::new();
+    let dead = format!("url = \"http://127.0.0.1:{}\"\n", free_port());
+    let daemon =
+        Daemon::start(&sandbox, &quick(&[VISITED, &channel("webhook", "hook", &dead, "")]));
+    let document = |path: &str| wire::ask(daemon.ops, ask::get(path)).json();
+    let live = document("/live.json")["alerts"].clone();
+    assert_eq!((&live["enabled"], &live["alerts"]), (&true.into(), &serde_json::json!([])));
+    daemon.ask(ask::get("/v1/models"));
+    let firing = || document("/live.json")["alerts"]["alerts"].clone();
+    let found = |rows: &Value| {
+        let rows = rows.as_array().unwrap();
+        rows.iter().any(|row| row["rule"] == "visited" && row["state"] == "firing")
+    };
+    assert_eventually!(found(&firing()), "{}", firing());
+    let counts = || document("/status")["alerts"].clone();
+    let own = |key: &str| counts()[key].as_u64();
+    assert_eventually!(own("firing") >= Some(1) && own("undelivered") >= Some(1), "{}", counts());
+    let config = daemon.config.to_str().unwrap();
+    let output = command(&sandbox).args(["status", "--config", config]).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let line = text.lines().find(|line| line.starts_with("alerts: ")).unwrap_or(&text);
+    assert!(line.contains(" firing, ") && !line.starts_with("alerts: 0"), "{text}");
+}
+
+#[test]
 fn a_thread_that_hangs_is_named_in_an_alert_and_the_dead_man_s_switch_is_let_go() {
     let hook = Endpoint::start(&[]);
     let switch = Endpoint::start(&[]);

@@ -55,6 +55,10 @@ pub fn document(parts: &Parts, now: Instant) -> Value {
             "now": process::resident_bytes(),
             "max": limit(&limits, "overload.memory_max", "")["max"].as_u64().filter(|max| *max < u64::MAX),
         },
+        "alerts": parts.alerts.as_ref().map(|alerts| {
+            let (firing, undelivered) = alerts.size();
+            json!({ "firing": firing, "undelivered": undelivered })
+        }),
         "upstreams": upstreams(parts),
         "events": parts.events.recent().iter().rev().take(EVENTS_SHOWN).map(event).collect::<Vec<_>>(),
     })

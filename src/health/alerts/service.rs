@@ -268,6 +268,12 @@ impl Handle {
         }
     }
 
+    /// How many alerts fire, and how many notices no channel has yet.
+    pub fn size(&self) -> (usize, usize) {
+        let (firing, _) = self.engine.with(|engine| engine.size());
+        (firing, self.queue.with(|queue| queue.undelivered()))
+    }
+
     /// Alerts, silences, channels and rules, as lists show them.
     pub fn view(&self) -> Value {
         view::document(self)

@@ -73,6 +73,7 @@ impl Maker {
             "version": env!("CARGO_PKG_VERSION"),
             "phase": parts.board.phase().as_str(),
             "ready": parts.board.ready(now),
+            "alerts": parts.alerts.as_ref().map(|alerts| alerts.view()),
             "config": parts.config.as_ref().map(|config| config.document()),
             "overload": level.map(overload),
             "process": process(&Process::now()),
