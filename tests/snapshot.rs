@@ -30,6 +30,24 @@ fn no_secret_that_was_planted_anywhere_is_in_a_snapshot() {
         let message = "bad key sk-planted-in-the-environment";
         answers::json_answer(401, &json!({"error": {"message": message}}))
     });
+    // Channels that take nothing, and say so in their own words.
+    let channel = FakeUpstream::start(Dialect::OpenAi, |call| {
+        let told = call.header("authorization").unwrap_or_default();
+        answers::json_answer(403, &json!({"error": format!("{} {told}", call.path)}))
+    });
+    let at = channel.addr();
+    sandbox.write("hook.key", "whsec_planted-in-a-signature\n");
+    sandbox.write("dsn", format!("http://planted-in-a-dsn@{at}/42\n"));
+    let notify = format!(
+        "[alerts]\ninterval = \"100ms\"\ngroup_wait = \"0s\"\nretry_min = \"50ms\"\n\
+         heartbeat_url = \"http://{at}/ping/planted-in-a-heartbeat\"\nheartbeat_interval = \"1s\"\n\
+         [[alert]]\nname = \"visited\"\nmetric = \"tidegate_http_requests_total\"\nthreshold = \"0\"\n\
+         [[notify]]\nname = \"hook\"\nkind = \"webhook\"\nkey_file = \"hook.key\"\n\
+         url = \"http://{at}/hooks/planted-in-a-path?token=planted-in-an-address\"\n\
+         [[notify]]\nname = \"phone\"\nkind = \"ntfy\"\nkey_env = \"PLANTED_TOKEN\"\n\
+         topic = \"t\"\nurl = \"http://{at}\"\n\
+         [[notify]]\nname = \"errors\"\nkind = \"sentry\"\nkey_file = \"dsn\"\n"
+    );
     let client_key = "tg-planted-client-key";
     let digest = digest(client_key);
     let conf = Conf::new()
@@ -37,10 +55,12 @@ fn no_secret_that_was_planted_anywhere_is_in_a_snapshot() {
         .fake("two", &upstream, "api_key_file = \"cloud.key\"")
         .model("m", "one/x", &["two/x"])
         .log("dir = \"logs\"\nlevel = \"debug\"")
-        .text(&format!("[[key]]\nname = \"k\"\nsha256 = \"{digest}\""));
+        .text(&format!("[[key]]\nname = \"k\"\nsha256 = \"{digest}\""))
+        .text(&notify);
     let start = Start {
         env: vec![
             ("PLANTED_KEY".into(), "sk-planted-in-the-environment".into()),
+            ("PLANTED_TOKEN".into(), "tk_planted-in-a-token".into()),
             ("OTHER_SECRET".into(), "planted-in-another-variable".into()),
         ],
         ..Start::default()
@@ -53,6 +73,19 @@ fn no_secret_that_was_planted_anywhere_is_in_a_snapshot() {
         daemon.ask(ask::post_with("/v1/models?key=planted-in-a-query", &headers, body.as_bytes()));
     }
     assert!(upstream.calls() >= 2, "the keys were used");
+    let paths = || channel.seen_all().iter().map(|seen| seen.call.path.clone()).collect::<Vec<_>>();
+    let used = |words: &str| paths().iter().any(|path| path.contains(words));
+    for words in ["planted-in-an-address", "planted-in-a-heartbeat", "/api/42/envelope"] {
+        assert_eventually!(used(words), "{words}: {:?}", paths());
+    }
+    let failed = |name: &str| {
+        let document = wire::ask(daemon.ops, ask::get("/alerts")).json();
+        let rows = document["channels"].as_array().unwrap();
+        rows.iter().any(|row| row["name"] == name && row["failures"].as_u64() > Some(0))
+    };
+    for name in ["hook", "phone", "errors"] {
+        assert_eventually!(failed(name), "{name}");
+    }
 
     // Lines are written by a thread of their own.
     assert_eventually!(
@@ -64,9 +97,35 @@ fn no_secret_that_was_planted_anywhere_is_in_a_snapshot() {
     let settings = document["config"]["settings"].to_string();
     assert!(settings.contains("PLANTED_KEY") && settings.contains("cloud.key"), "{settings}");
     assert!(document["system"]["variables"].to_string().contains("OTHER_SECRET"));
-    for secret in ["planted", &digest] {
-        let found: Vec<&str> = text.lines().filter(|line| line.contains(secret)).collect();
-        assert!(found.is_empty(), "{secret}: {found:#?}");
+    let config = daemon.config.display().to_string();
+    let command = |args: &[&str]| {
+        let mut command = command(&sandbox);
+        command.args(args).args(["--config", &config]).envs(start.env.iter().cloned());
+        let output = command.output().unwrap();
+        assert_eq!(output.status.code(), Some(0), "{output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let files = std::fs::read_dir(sandbox.path("logs")).unwrap().map(|file| file.unwrap().path());
+    let log_files: String = files.map(|file| std::fs::read_to_string(file).unwrap()).collect();
+    assert!(log_files.contains("access"), "{log_files}");
+    let mut told = vec![
+        ("snapshot", text),
+        ("status", command(&["status"])),
+        ("alerts", command(&["alerts"])),
+        ("rules", command(&["alerts", "--rules"])),
+        ("print", command(&["config", "print"])),
+        ("standard error", daemon.log()),
+        ("log", log_files),
+    ];
+    for path in ["/alerts", "/live.json", "/health", "/status", "/breakers", "/config", "/metrics"]
+    {
+        told.push((path, wire::ask(daemon.ops, ask::get(path)).text()));
+    }
+    for (whose, text) in told {
+        for secret in ["planted", &digest] {
+            let found: Vec<&str> = text.lines().filter(|line| line.contains(secret)).collect();
+            assert!(found.is_empty(), "{whose}: {secret}: {found:#?}");
+        }
     }
 }
 

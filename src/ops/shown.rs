@@ -30,7 +30,7 @@ pub struct Configured {
     pub(super) path: Option<PathBuf>,
     /// Where the log goes; none: to standard error.
     pub(super) log_dir: Option<PathBuf>,
-    /// Keys for upstreams. Wherever one of them turns up, it is left out.
+    /// Keys for upstreams and channels, and tokens in addresses. Wherever one of them turns up, it is left out.
     pub(super) secrets: Vec<Secret>,
 }
 
@@ -38,11 +38,12 @@ impl Configured {
     /// What is kept of this one.
     pub fn of(loaded: &Loaded) -> Self {
         let config = &loaded.config;
+        let keys = config.upstreams.iter().filter_map(|upstream| upstream.key.clone());
         Configured {
             print: loaded.print(),
             path: config.path.clone(),
             log_dir: config.log.dir.clone(),
-            secrets: config.upstreams.iter().filter_map(|upstream| upstream.key.clone()).collect(),
+            secrets: keys.chain(config.alerts.secrets()).collect(),
         }
     }
 }
@@ -73,5 +74,49 @@ impl Shown {
     /// The one in force.
     pub(super) fn now(&self) -> Arc<Configured> {
         self.now.load_full()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::parse;
+
+    #[test]
+    fn keys_of_upstreams_and_channels_and_tokens_in_addresses_are_not_to_be_shown() {
+        let text = r#"
+            alerts.heartbeat_url = "https://alive.example/ping/0123456789abcdef?token=fedcba9876543210"
+            [[upstream]]
+            name = "cloud"
+            kind = "openai"
+            url = "https://cloud.example/v1"
+            api_key_env = "CLOUD"
+            [[notify]]
+            name = "hook"
+            kind = "webhook"
+            url = "https://hooks.example/services/T0000/aBcDeFgHiJkLmNoP"
+            key_env = "HOOK"
+            [[notify]]
+            name = "errors"
+            kind = "sentry"
+            key_env = "DSN"
+        "#;
+        let env = |name: &str| match name {
+            "DSN" => Some("https://public-key-of-sentry@sentry.example/42".to_owned()),
+            name => Some(format!("key-in-{name}")),
+        };
+        let loaded = parse(text, None, &env).unwrap();
+        let seen = Configured::of(&loaded);
+        let found: Vec<&str> = seen.secrets.iter().map(Secret::expose).collect();
+        let all = [
+            "key-in-CLOUD",
+            "key-in-HOOK",
+            "public-key-of-sentry",
+            "aBcDeFgHiJkLmNoP",
+            "0123456789abcdef",
+            "fedcba9876543210",
+        ];
+        assert_eq!(found, all, "and no word of a path");
+        assert!(!all.iter().any(|secret| seen.print.contains(secret)), "{}", seen.print);
     }
 }

@@ -228,6 +228,29 @@ pub struct Endpoint {
     pub rest: String,
 }
 
+/// Shortest part of an address that is taken for a token, in bytes. Shorter ones are words, such as the
+/// names of folders, which would be found everywhere.
+const TOKEN_BYTES_MIN: usize = 16;
+
+impl Endpoint {
+    /// The parts of the address that may be all that it takes to use it: long parts of its path, and
+    /// long values of its query.
+    fn secrets(&self) -> impl Iterator<Item = Secret> {
+        let parts = self.url.path.split('/').chain(self.rest.split(['/', '?', '&', '=']));
+        parts.filter(|part| part.len() >= TOKEN_BYTES_MIN).map(|part| Secret::new(part.to_owned()))
+    }
+}
+
+impl Alerts {
+    /// What must never be shown: the keys of channels, and tokens in addresses.
+    pub fn secrets(&self) -> impl Iterator<Item = Secret> {
+        let channels = self.channels.iter();
+        let keys = channels.clone().filter_map(|channel| channel.key.clone());
+        let endpoints = channels.map(|channel| &channel.endpoint).chain(&self.heartbeat);
+        keys.chain(endpoints.flat_map(Endpoint::secrets))
+    }
+}
+
 impl std::fmt::Debug for Endpoint {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         // Without the path, which may be a secret.
