@@ -53,7 +53,7 @@ impl Default for RawHistory {
     fn default() -> Self {
         RawHistory {
             interval: Span::seconds(10),
-            series_max: 768,
+            series_max: 1536,
             memory_max: Size::mib(4),
             looks_for: Span::seconds(6 * 3600),
             minutes_for: Span::seconds(7 * 86_400),
