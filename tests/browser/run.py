@@ -18,7 +18,14 @@ import week
 from daemon import Daemon
 from webdriver import Browser
 
+# An alert that a test can raise and end: more live pages than one or two.
+RULE = (
+    '[alerts]\ninterval = "200ms"\ngroup_wait = "0s"\ngroup_interval = "0s"\n[[alert]]\nname = "crowded"\nmetric = "tidegate_limit_now{limit=\\"ops.live_max\\"}"\nthreshold = "3"\nclear = "3"\n'
+    'severity = "critical"\nsummary = "many people look at <b>this</b> page"\n'
+)
+
 PATIENCE = float(os.environ.get("TIDEGATE_TEST_PATIENCE", "1"))
+SHOTS = None
 FIGURE = "const n = document.querySelector(`[data-figure='${arguments[0]}']`); return n && [n.dataset.value, n.textContent]"
 
 
@@ -283,6 +290,37 @@ def test_without_a_place_the_page_asks_now_and_then(browser, daemon):
     browser.console()
 
 
+def test_an_alert_appears_and_goes(browser, daemon):
+    page(browser, daemon)
+    lines = lambda: browser.run("return [...document.querySelectorAll('#alerts li')].map((line) => line.innerText)")
+    mine = lambda: [line for line in lines() if "crowded" in line]
+    hidden = lambda: browser.run("return document.getElementById('alerts-section').hidden")
+    firing = lambda: browser.run("return document.getElementById('alerts-section').dataset.firing")
+    browser.wait(lambda: not mine(), "no alert of this rule", 15)
+    before = int(firing() or 0)
+    title = browser.run("return document.title")
+    viewers = []
+    for _ in range(5):
+        viewer = socket.create_connection(("127.0.0.1", daemon.ops))
+        viewer.sendall(b"GET /live HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        viewers.append(viewer)
+    reader = threading.Thread(target=swallow, args=(viewers,), daemon=True)
+    reader.start()
+    browser.wait(mine, "the alert", 15)
+    assert not hidden() and int(firing()) == before + 1, (hidden(), firing())
+    shown = mine()[0]
+    assert "critical" in shown.lower() and "<b>this</b>" in shown, shown
+    assert browser.run("return document.querySelectorAll('#alerts b').length") == 0, "its words are text"
+    if SHOTS:
+        browser.shot(os.path.join(SHOTS, "alert.png"))
+    for viewer in viewers:
+        viewer.shutdown(socket.SHUT_RDWR)
+    browser.wait(lambda: not mine(), "its end", 15)
+    assert int(firing() or 0) == before, firing()
+    browser.wait(lambda: browser.run("return document.title") == title, "the title of before", 10)
+    no_errors(browser)
+
+
 def swallow(viewers):
     """Reads what live pages would, so that none is let go."""
     while any(viewer.fileno() >= 0 for viewer in viewers):
@@ -372,10 +410,13 @@ def main():
     options.add_argument("--shots")
     options.add_argument("--only", default="")
     options = options.parse_args()
+    globals()["SHOTS"] = options.shots
+    if options.shots:
+        os.makedirs(options.shots, exist_ok=True)
     tests = [(name, run) for name, run in globals().items() if name.startswith("test_") and options.only in name]
     failed = []
     with tempfile.TemporaryDirectory(prefix="tidegate-browser-") as folder:
-        daemon = Daemon(os.path.abspath(options.program), folder)
+        daemon = Daemon(os.path.abspath(options.program), folder, RULE)
         browser = Browser(folder, PATIENCE)
         try:
             for name, run in tests:

@@ -186,7 +186,7 @@ export function alerts({ alerts: view }) {
   const told = rows.map((row) => {
     const calm = row.state !== "firing" || row.silenced_by || row.muted_by;
     const labels = Object.entries(row.labels ?? {}).filter(([name]) => !["alertname", "severity"].includes(name)).map(([name, value]) => `${name} ${value}`);
-    const quiet = row.silenced_by ? "silenced" : row.muted_by ? `muted by ${row.muted_by}` : row.told ? "told" : "not told yet";
+    const quiet = row.silenced_by ? "silenced" : row.muted_by ? `muted by ${row.muted_by}` : !view.channels?.length ? "there is no channel to tell it" : row.told ? "told" : "not told yet";
     return {
       key: row.fingerprint, kind: calm ? "idle" : SEVERITIES[row.severity] ?? "warn", word: row.state === "firing" ? row.severity : row.state,
       what: row.text || row.summary, why: [row.text ? row.summary : "", row.rule, ...labels, `since ${format.full(new Date(row.since).getTime() / 1000)}`, row.state === "firing" ? quiet : ""].filter(Boolean).join(" · "),
