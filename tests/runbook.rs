@@ -4,6 +4,8 @@
 use std::os::unix::fs::symlink;
 use std::process::{Command, Output};
 
+use serde_json::json;
+
 use crate::support::ask;
 use crate::support::conf::Conf;
 use crate::support::daemon::{Daemon, command, program};
@@ -65,11 +67,15 @@ fn every_command_of_the_runbook_does_what_it_says() {
     symlink(program(), sandbox.path("bin/tidegate")).unwrap();
     let upstreams = [Dialect::Ollama, Dialect::OpenAi]
         .map(|dialect| FakeUpstream::start(dialect, |call| answers::good(call, "hello there")));
-    let conf = Conf::new().fake("local", &upstreams[0], "").fake("cloud", &upstreams[1], "").model(
-        "default",
-        "local/llama3.2",
-        &["cloud/gpt-4o-mini"],
-    );
+    let hook = FakeUpstream::start(Dialect::Ollama, |_| answers::json_answer(200, &json!({})));
+    let conf = Conf::new()
+        .fake("local", &upstreams[0], "")
+        .fake("cloud", &upstreams[1], "")
+        .model("default", "local/llama3.2", &["cloud/gpt-4o-mini"])
+        .text(&format!(
+            "[[notify]]\nname = \"hook\"\nkind = \"webhook\"\nurl = \"http://{}\"\n",
+            hook.addr()
+        ));
     let mut daemon = Daemon::start(&sandbox, &conf);
     for _ in 0..3 {
         daemon.ask(ask::chat(Dialect::OpenAi, "default", "hello", true));
