@@ -99,6 +99,7 @@ impl OpsHandler {
             }
             "config" if part.is_none() => &|| self.config(),
             "usage" if part.is_none() => &|| self.usage(query),
+            "" | "dashboard" | "live" if !self.dashboard() => return switched_off(path),
             "live" if part.is_none() => &|| Some(Live::head()),
             "live.json" if part.is_none() => &|| Some(self.live.once()),
             "" | "dashboard" if path.starts_with('/') => &|| self.pages.answer(head),
@@ -111,6 +112,12 @@ impl OpsHandler {
             return problem(&Error::new(kind, text)).with("allow", METHODS);
         }
         answer().unwrap_or_else(|| not_found(path))
+    }
+
+    /// Whether the dashboard is on: it can be switched off while the daemon runs.
+    fn dashboard(&self) -> bool {
+        let gateway = self.parts.gateway.as_ref();
+        gateway.is_none_or(|gateway| gateway.state().config.ops.dashboard)
     }
 
     fn ready(&self, now: Instant) -> probes::Found {
@@ -173,6 +180,14 @@ fn not_found(path: &str) -> Response {
     problem(&Error::new(Kind::NotFound, text))
 }
 
+fn switched_off(path: &str) -> Response {
+    let text = format!(
+        "{path} is part of the dashboard, which is switched off (features.dashboard); \
+         tidegate top and /live.json show the same"
+    );
+    problem(&Error::new(Kind::NotFound, text))
+}
+
 /// An error as RFC 9457 has it.
 fn problem(error: &Error) -> Response {
     let row = error.row();
@@ -205,7 +220,7 @@ impl Service for OpsHandler {
 
     fn start(&self, request: Request, turn: &mut Turn<'_>) -> Step {
         let head = &request.head;
-        if head.method != Method::Get || head.path() != "/live" {
+        if head.method != Method::Get || head.path() != "/live" || !self.dashboard() {
             return Step::Respond(self.handle(&request));
         }
         match self.live.follow(turn) {

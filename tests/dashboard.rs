@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use crate::support::ask;
 use crate::support::conf::Conf;
-use crate::support::daemon::Daemon;
+use crate::support::daemon::{Daemon, command};
 use crate::support::metrics::Metrics;
 use crate::support::sandbox::Sandbox;
 use crate::support::stream::Dialect;
@@ -322,6 +322,47 @@ fn one_viewer_too_many_is_told_and_has_another_way() {
     daemon.signal(Signal::HUP);
     assert_eventually!(daemon.log().contains("ops.live_max"), "above its bound, refused");
     assert_eq!(max(), 1);
+}
+
+#[test]
+fn the_page_the_history_and_the_alerts_are_switched_off_and_on_while_it_runs() {
+    let sandbox = Sandbox::new();
+    let conf = |on: bool| {
+        let features = ["dashboard", "history", "alerts"].map(|name| format!("{name} = {on}\n"));
+        let quick = "[history]\ninterval = \"1s\"\n";
+        Conf::new().text(&format!("{quick}[features]\n{}", features.concat()))
+    };
+    let daemon = Daemon::start(&sandbox, &conf(true));
+    let ask = |path: &str| wire::ask(daemon.ops, ask::get(path));
+    let looks = || daemon.metrics().limit("now", "history.looks_max");
+    assert_eventually!(looks() >= 2);
+    daemon.rewrite(&conf(false));
+    daemon.signal(Signal::HUP);
+    assert_eventually!(ask("/").status() == 404);
+    for path in ["/", "/dashboard", "/dashboard/app.js", "/live"] {
+        let answer = ask(path);
+        assert_eq!(answer.status(), 404, "{path}");
+        assert!(answer.text().contains("features.dashboard"), "{path}: {}", answer.text());
+    }
+    assert_eq!(ask("/live.json").json()["alerts"]["enabled"], false);
+    let config = daemon.config.to_str().unwrap();
+    for (name, says) in [("alerts", "alerts are switched off"), ("status", "alerts: switched off")]
+    {
+        let output = command(&sandbox).args([name, "--config", config]).output().unwrap();
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(text.contains(says), "{name}: {text}");
+    }
+    // One look may have been under way. Then there is none in more than two intervals.
+    let before = looks();
+    std::thread::sleep(Duration::from_millis(2500));
+    assert!(looks() <= before + 1, "{} after {before}", looks());
+    assert_eq!(ask("/history?metric=process_open_fds").status(), 200, "what was before");
+    daemon.rewrite(&conf(true));
+    daemon.signal(Signal::HUP);
+    assert_eventually!(ask("/").status() == 200);
+    assert_eventually!(looks() > before + 1);
+    assert_eq!(ask("/alerts").json()["enabled"], true);
+    Viewer::open(daemon.ops).unwrap().document();
 }
 
 #[test]

@@ -112,6 +112,9 @@ fn time(value: &Value) -> String {
 fn text(document: &Value) -> String {
     let mut out = String::new();
     let alerts = rows(document, "alerts");
+    if document["enabled"] == false {
+        out.push_str("alerts are switched off (alerts.enabled, features.alerts)\n");
+    }
     if alerts.is_empty() {
         out.push_str("no alerts\n");
     } else {

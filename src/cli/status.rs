@@ -64,7 +64,8 @@ fn text(document: &Value) -> String {
     );
     if let Some(undelivered) = document["alerts"]["undelivered"].as_u64() {
         let firing = document["alerts"]["firing"].as_u64().unwrap_or_default();
-        let _ = writeln!(out, "alerts: {firing} firing, {undelivered} not delivered yet");
+        let off = if document["alerts"]["enabled"] == false { "switched off, " } else { "" };
+        let _ = writeln!(out, "alerts: {off}{firing} firing, {undelivered} not delivered yet");
     }
     let rows = |key: &str, row: fn(&Value) -> Vec<String>| -> Vec<Vec<String>> {
         document[key].as_array().into_iter().flatten().map(row).collect()

@@ -38,7 +38,7 @@ pub(super) fn build(raw: &Raw, site: &Site<'_>, report: &mut Report) -> Alerts {
             .ok()
     });
     Alerts {
-        enabled: a.enabled,
+        enabled: a.enabled && raw.features.alerts,
         instance: a.instance.clone(),
         interval: a.interval.0,
         group_wait: a.group_wait.0,

@@ -74,6 +74,7 @@ pub(super) fn build(raw: &Raw, site: &Site<'_>, report: &mut Report) -> Config {
         ops: Ops {
             listen: address(&raw.ops.listen, 18790, "ops.listen", report),
             live_max: raw.ops.live_max,
+            dashboard: raw.features.dashboard,
         },
         overload: Overload {
             enabled: raw.overload.enabled && raw.features.overload,
@@ -85,7 +86,7 @@ pub(super) fn build(raw: &Raw, site: &Site<'_>, report: &mut Report) -> Config {
             growth_per_hour: raw.resources.growth_per_hour.0,
             growth_per_day: raw.resources.growth_per_day,
         },
-        history: History::from(&raw.history),
+        history: History { enabled: raw.features.history, ..History::from(&raw.history) },
         checks: {
             // Judged in any case: switched on again they must be right.
             let checks = checks::checks(raw, report);

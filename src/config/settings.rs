@@ -104,6 +104,8 @@ pub struct Server {
 pub struct Ops {
     pub listen: SocketAddr,
     pub live_max: usize,
+    /// Whether there is a page at all.
+    pub dashboard: bool,
 }
 
 /// `[overload]`.
@@ -131,6 +133,8 @@ pub struct Resources {
 #[derive(Clone, Debug, PartialEq)]
 #[expect(missing_docs, reason = "each is documented where people write it: config/raw/history.rs")]
 pub struct History {
+    /// Whether anything is sampled.
+    pub enabled: bool,
     pub interval: Duration,
     pub series_max: usize,
     /// In bytes.
@@ -145,6 +149,7 @@ pub struct History {
 impl From<&RawHistory> for History {
     fn from(raw: &RawHistory) -> History {
         History {
+            enabled: true,
             interval: raw.interval.0,
             series_max: raw.series_max,
             memory_max: raw.memory_max.0,

@@ -121,7 +121,8 @@ impl Work {
             beat.tick_at(now);
             let settings = self.settings.load_full();
             // After a pause of the machine, what was missed is not made up for.
-            if now.saturating_duration_since(last) + TICK / 2 >= settings.interval {
+            let due = now.saturating_duration_since(last) + TICK / 2 >= settings.interval;
+            if due && settings.enabled {
                 last = now;
                 self.look();
             }
@@ -130,7 +131,9 @@ impl Work {
             self.told(kept);
         }
         // What was seen last, in full.
-        self.look();
+        if self.settings.load().enabled {
+            self.look();
+        }
         if let Err(error) = self.keeper.flush() {
             log::warn!(error:% = error; "history_not_kept");
         }

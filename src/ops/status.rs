@@ -57,7 +57,7 @@ pub fn document(parts: &Parts, now: Instant) -> Value {
         },
         "alerts": parts.alerts.as_ref().map(|alerts| {
             let (firing, undelivered) = alerts.size();
-            json!({ "firing": firing, "undelivered": undelivered })
+            json!({ "enabled": alerts.enabled(), "firing": firing, "undelivered": undelivered })
         }),
         "upstreams": upstreams(parts),
         "events": parts.events.recent().iter().rev().take(EVENTS_SHOWN).map(event).collect::<Vec<_>>(),

@@ -23,7 +23,7 @@ fn plane_on(listen: &str) -> Plane {
     let parts = Parts::bare();
     let (board, heartbeats) = (Arc::clone(&parts.board), Arc::clone(&parts.heartbeats));
     let registry = Arc::clone(&parts.registry);
-    let ops = Ops { listen: listen.parse().unwrap(), live_max: 2 };
+    let ops = Ops { listen: listen.parse().unwrap(), live_max: 2, dashboard: true };
     Plane { ops: OpsHandler::new(parts, &ops), board, heartbeats, registry }
 }
 

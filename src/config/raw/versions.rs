@@ -46,11 +46,29 @@ pub struct RawFeatures {
 
     /// The recovery ladder: off does what `recovery.enabled = false` does.
     pub recovery: bool,
+
+    /// The history of metrics: off, nothing is sampled, and `/history` has what was before.
+    pub history: bool,
+
+    /// Alerts: off does what `alerts.enabled = false` does.
+    pub alerts: bool,
+
+    /// The dashboard: off, its page and `/live` are 404, and pages that are open go on until they
+    /// connect again. `/live.json` and `tidegate top` stay.
+    pub dashboard: bool,
 }
 
 impl Default for RawFeatures {
     fn default() -> Self {
-        RawFeatures { cache: true, overload: true, checks: true, recovery: true }
+        RawFeatures {
+            cache: true,
+            overload: true,
+            checks: true,
+            recovery: true,
+            history: true,
+            alerts: true,
+            dashboard: true,
+        }
     }
 }
 
@@ -62,7 +80,8 @@ mod tests {
     fn a_feature_that_is_off_is_off_whatever_its_section_says() {
         let check = "[[check]]\nname = \"c\"\nkind = \"tcp\"\naddress = \"127.0.0.1:1\"\n";
         let with = |on: bool| {
-            let features = ["cache", "overload", "checks", "recovery"];
+            let features =
+                ["cache", "overload", "checks", "recovery", "history", "alerts", "dashboard"];
             let features: String = features.map(|f| format!("features.{f} = {on}\n")).concat();
             let config = parse(&format!("{features}{check}"), None, &|_| None).unwrap().config;
             [
@@ -70,8 +89,11 @@ mod tests {
                 config.overload.enabled,
                 !config.checks.is_empty(),
                 config.recovery.enabled,
+                config.history.enabled,
+                config.alerts.enabled,
+                config.ops.dashboard,
             ]
         };
-        assert_eq!((with(true), with(false)), ([true; 4], [false; 4]));
+        assert_eq!((with(true), with(false)), ([true; 7], [false; 7]));
     }
 }

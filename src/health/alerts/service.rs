@@ -268,6 +268,11 @@ impl Handle {
         }
     }
 
+    /// Whether rules are judged.
+    pub fn enabled(&self) -> bool {
+        self.settings.load().enabled
+    }
+
     /// How many alerts fire, and how many notices no channel has yet.
     pub fn size(&self) -> (usize, usize) {
         let (firing, _) = self.engine.with(|engine| engine.size());
