@@ -15,8 +15,8 @@ const PRIVATE_MODE: u32 = 0o700;
 const FILE_MODE: u32 = 0o600;
 /// The name of the file that a claim holds.
 const CLAIM: &str = "lock";
-/// What a state directory is known by.
-const OURS: [&str; 3] = [CLAIM, "durable.db", "metrics.db"];
+/// Files that a state directory is known by. `/var` and `/run` have a `lock` too, which is no file.
+const OURS: [&str; 4] = [CLAIM, "durable.db", "metrics.db", "config/lock"];
 
 /// Makes a folder that nobody else can look into, with its parents. One that is there already is
 /// closed to others when it is empty or a state directory of ours.
@@ -56,7 +56,8 @@ pub fn private(path: &Path) -> io::Result<()> {
 /// Whether nothing but ours is in it: a mistyped `state.dir` must not shut `/var/lib` to everybody.
 fn ours_to_close(path: &Path) -> io::Result<bool> {
     let empty = fs::read_dir(path)?.next().is_none();
-    Ok(empty || OURS.iter().any(|name| fs::symlink_metadata(path.join(name)).is_ok()))
+    let ours = |name: &&str| fs::symlink_metadata(path.join(name)).is_ok_and(|it| it.is_file());
+    Ok(empty || OURS.iter().any(ours))
 }
 
 /// Room on a disk, in bytes.
@@ -145,9 +146,23 @@ mod tests {
         open();
         assert_eq!(private(&path).unwrap_err().kind(), ErrorKind::PermissionDenied);
         assert_eq!(mode(&path), 0o755, "what is not ours is left as it is");
+        // As `/var` and `/run` have them: shut to others, they stop the machine.
+        fs::create_dir(path.join(CLAIM)).unwrap();
+        assert_eq!(private(&path).unwrap_err().kind(), ErrorKind::PermissionDenied);
+        assert_eq!(mode(&path), 0o755, "a folder of that name is none of ours");
+        fs::remove_dir(path.join(CLAIM)).unwrap();
+        std::os::unix::fs::symlink("elsewhere", path.join(CLAIM)).unwrap();
+        assert_eq!(private(&path).unwrap_err().kind(), ErrorKind::PermissionDenied);
+        fs::remove_file(path.join(CLAIM)).unwrap();
         fs::write(path.join(CLAIM), "1").unwrap();
         private(&path).unwrap();
         assert_eq!(mode(&path), 0o700, "what we held before is closed");
+        fs::remove_file(path.join(CLAIM)).unwrap();
+        fs::create_dir(path.join("config")).unwrap();
+        fs::write(path.join("config/lock"), "").unwrap();
+        open();
+        private(&path).unwrap();
+        assert_eq!(mode(&path), 0o700, "the versions of the configuration are ours too");
     }
 
     #[test]
