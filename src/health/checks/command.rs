@@ -19,6 +19,10 @@ const OUTPUT_BYTES_MAX: usize = 1024;
 /// The path that it finds programs in.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
+/// Most reads of what a program that has ended left behind: more than its pipe holds, and an end also
+/// when a child of it writes on.
+const LAST_READS_MAX: usize = 64;
+
 /// How often it is looked at while it runs.
 const LOOK: Duration = Duration::from_millis(20);
 
@@ -44,11 +48,15 @@ pub(super) fn run(
     let pid = Pid::from_child(&child);
     let over = || stopping.load(Relaxed) || clock::now() >= deadline;
     let ended = watch(pid, &mut reader, &mut output, &over);
-    // What is there already, of a program that has just ended.
-    while read(&mut reader, &mut output, Duration::ZERO) == Some(true) {}
     // Before it is waited for: until then nobody else can have this number. What it has started and
     // left behind goes with it.
     let _ = kill_process_group(pid, Signal::KILL);
+    // What is there already. A child in a group of its own may still write.
+    for _ in 0..LAST_READS_MAX {
+        if read(&mut reader, &mut output, Duration::ZERO) != Some(true) {
+            break;
+        }
+    }
     let status = reap(child, pid);
     let said = output.last_line().map_or_else(String::new, |line| format!(": {line}"));
     match (ended, status) {
@@ -208,6 +216,11 @@ mod tests {
         }
         // A child that keeps the output open does not keep the run from ending.
         assert_eq!(sh("sleep 1000 & exit 0", LONG), Ok(()));
+        // Nor one that writes without end, also from a group of its own.
+        assert_eq!(sh("yes & sleep 0.2; exit 0", LONG), Ok(()));
+        let begun = clock::now();
+        assert_eq!(sh("setsid timeout 30 yes & sleep 0.2; exit 0", LONG), Ok(()));
+        assert!(clock::now() < begun + LONG, "the run ends with its program");
         let error = sh("yes | head -c 3000000; echo; echo last; exit 1", LONG).unwrap_err();
         assert_eq!(error, "/bin/sh ended with 1: last");
     }
