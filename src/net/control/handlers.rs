@@ -31,9 +31,19 @@ pub(super) struct Shared {
     service: Arc<dyn Service>,
     server: ArcSwapOption<Server>,
     stopping: AtomicBool,
-    /// One slot for each stream that may be.
-    streams: [Locked<Option<Thread>>; STREAMS_MAX],
+    /// One for each stream that may be.
+    streams: Locked<[Slot; STREAMS_MAX]>,
     limit: Arc<Limit>,
+}
+
+/// A place for a stream.
+#[derive(Debug)]
+enum Slot {
+    Free,
+    /// Its thread is being started.
+    Taken,
+    /// Its thread, which may have ended.
+    Runs(Thread),
 }
 
 impl Shared {
@@ -43,7 +53,7 @@ impl Shared {
             service,
             server: ArcSwapOption::empty(),
             stopping: AtomicBool::new(false),
-            streams: std::array::from_fn(|_| Locked::new(Rank::Leaf, None)),
+            streams: Locked::new(Rank::Leaf, std::array::from_fn(|_| Slot::Free)),
             limit: registry.limit("control.streams_max", "", max, "503"),
         }
     }
@@ -70,7 +80,33 @@ impl Shared {
 
     /// The threads of streams, to be waited for.
     pub(super) fn streams(&self) -> Vec<Thread> {
-        self.streams.iter().filter_map(|slot| slot.with(Option::take)).collect()
+        let slots = self
+            .streams
+            .with(|slots| std::mem::replace(slots, std::array::from_fn(|_| Slot::Free)));
+        let thread = |slot| if let Slot::Runs(thread) = slot { Some(thread) } else { None };
+        slots.into_iter().filter_map(thread).collect()
+    }
+
+    /// Takes a free place, so that nobody else finds it free: its number, and what was in it.
+    fn reserve(&self) -> Option<(usize, Slot)> {
+        self.streams.with(|slots| {
+            let free = |slot: &Slot| match slot {
+                Slot::Free => true,
+                Slot::Taken => false,
+                Slot::Runs(thread) => thread.finished(),
+            };
+            let (number, slot) = slots.iter_mut().enumerate().find(|(_, slot)| free(slot))?;
+            Some((number, std::mem::replace(slot, Slot::Taken)))
+        })
+    }
+
+    /// Puts something into a place that was taken.
+    fn settle(&self, number: usize, now: Slot) {
+        let before = self
+            .streams
+            .with(|slots| slots.get_mut(number).map(|slot| std::mem::replace(slot, now)));
+        // Outside the lock, whatever it is: the drop of a thread waits for its end.
+        drop(before);
     }
 
     /// A handler's life.
@@ -109,23 +145,18 @@ impl Shared {
 
     /// Gives a stream a thread.
     fn lend(self: &Arc<Self>, request: Request, stream: Box<dyn Stream>) {
-        // A slot is free when there is no thread in it, or one that has ended.
-        let free = |slot: &Locked<Option<Thread>>| {
-            slot.with(|slot| match slot {
-                Some(thread) if !thread.finished() => None,
-                _ => Some(slot.take()),
-            })
-        };
-        let found = self.streams.iter().enumerate().find_map(|(n, slot)| Some((n, free(slot)?)));
-        let Some((number, ended)) = found else {
-            self.limit.refuse();
+        let full = || {
             let detail = "too many streams are read already; end one";
-            return respond(request, self.service.refuse(503, "queue_full", detail));
+            self.service.refuse(503, "queue_full", detail)
+        };
+        let Some((number, ended)) = self.reserve() else {
+            self.limit.refuse();
+            return respond(request, full());
         };
         drop(ended);
         let Some(lease) = self.limit.try_take(1) else {
-            let detail = "too many streams are read already; end one";
-            return respond(request, self.service.refuse(503, "queue_full", detail));
+            self.settle(number, Slot::Free);
+            return respond(request, full());
         };
         let shared = Arc::clone(self);
         let spawned = thread::spawn(&format!("control-s-{number}"), move || {
@@ -136,9 +167,8 @@ impl Shared {
                 out.head().and_then(|()| stream.run(&mut out)).and_then(|()| out.end())
             }));
         });
-        if let (Ok(thread), Some(slot)) = (spawned, self.streams.get(number)) {
-            slot.with(|slot| *slot = Some(thread));
-        }
+        // Without a thread the request is dropped, which tiny_http answers with 500.
+        self.settle(number, spawned.map_or(Slot::Free, Slot::Runs));
     }
 }
 

@@ -113,6 +113,28 @@ fn a_stream_ends_with_its_reader_and_there_are_only_so_many() {
 }
 
 #[test]
+fn streams_that_begin_at_the_same_moment_take_a_place_each_and_keep_no_handler() {
+    let (_state, control, _) = start();
+    for _ in 0..100 {
+        let begin = || {
+            let mut stream = UnixStream::connect(control.path()).unwrap();
+            stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+            stream.write_all(b"GET /lines HTTP/1.1\r\nhost: x\r\n\r\n").unwrap();
+            stream
+        };
+        let mut both = [begin(), begin()];
+        for stream in &mut both {
+            stream.read_exact(&mut [0; 64]).unwrap();
+        }
+        // Neither reads any further; as many questions at once as there are handlers are answered.
+        for _ in 0..2 * HANDLERS {
+            assert_eq!(client::ask(control.path(), "/a", None, soon()).unwrap().status, 200);
+        }
+        drop(both);
+    }
+}
+
+#[test]
 fn a_stop_ends_streams_and_idle_connections_and_removes_every_file() {
     let (state, mut control, _) = start();
     let _idle = UnixStream::connect(control.path()).unwrap();
