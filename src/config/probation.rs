@@ -130,11 +130,18 @@ pub struct Probation {
     ring: [Sample; BEFORE_SAMPLES],
     taken: usize,
     trial: Option<Trial>,
+    /// What was seen last.
+    last: Sample,
 }
 
 impl Default for Probation {
     fn default() -> Self {
-        Probation { ring: [Sample::default(); BEFORE_SAMPLES], taken: 0, trial: None }
+        Probation {
+            ring: [Sample::default(); BEFORE_SAMPLES],
+            taken: 0,
+            trial: None,
+            last: Sample::default(),
+        }
     }
 }
 
@@ -146,6 +153,7 @@ impl Probation {
             Some(trial) => (trial.before, trial.was_ready),
             None => (Share::between(self.oldest().unwrap_or(seen), seen), seen.ready),
         };
+        self.last = seen;
         let until = now + window;
         self.trial = Some(Trial { until, from: seen, before, was_ready, unready_since: None });
     }
@@ -161,8 +169,23 @@ impl Probation {
         self.trial.map(|trial| trial.until.saturating_duration_since(now))
     }
 
+    /// The time since the last look says nothing of a configuration: requests were refused by order.
+    pub fn pass_over(&mut self, seen: Sample, time: Duration) {
+        let last = std::mem::replace(&mut self.last, seen);
+        let Some(trial) = &mut self.trial else {
+            self.taken = 0;
+            return;
+        };
+        let share = Share::between(last, seen);
+        trial.until += time;
+        trial.from.requests += share.requests;
+        trial.from.failures += share.failures;
+        trial.unready_since = None;
+    }
+
     /// Looks at a sample; to be called each second.
     pub fn step(&mut self, now: Instant, seen: Sample) -> Verdict {
+        self.last = seen;
         let Some(trial) = &mut self.trial else {
             self.ring[self.taken % BEFORE_SAMPLES] = seen;
             self.taken += 1;

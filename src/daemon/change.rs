@@ -192,11 +192,18 @@ impl Running {
         match overridden(text, &self.keeping.knobs, path) {
             Ok(loaded) => Ok(loaded),
             Err(error) => {
-                self.keeping.knobs.clear();
-                let detail = format!("they do not fit any more: {error}");
-                self.events.record(log::Level::Warn, "config_knobs_dropped", "", detail);
+                self.drop_knobs(&format!("they do not fit any more: {error}"));
                 plain
             }
+        }
+    }
+
+    /// No setting is overridden any more.
+    pub(super) fn drop_knobs(&mut self, why: &str) {
+        if !self.keeping.knobs.is_empty() {
+            self.keeping.knobs.clear();
+            let detail = why.to_owned();
+            self.events.record(log::Level::Warn, "config_knobs_dropped", "", detail);
         }
     }
 

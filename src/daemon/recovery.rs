@@ -40,8 +40,8 @@ const CALLS_MIN: u32 = 5;
 /// … and at least this share of them failed, in percent.
 const FAILED_PERCENT: u32 = 50;
 
-/// Checks that are not what is wrong, but tell of it.
-const TELLING: [&str; 3] = ["overload", "threads", "recovery"];
+/// Checks that are not what is wrong, but tell of it, or of what a person has ordered.
+const TELLING: [&str; 4] = ["overload", "threads", "recovery", "drained"];
 
 /// What the steps have a hand on.
 pub(super) struct Hands {

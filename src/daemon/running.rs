@@ -61,6 +61,8 @@ pub struct Running {
     pub(super) config: Arc<Config>,
     /// The file and the versions behind it.
     pub(super) keeping: Keeping,
+    /// Whether requests are refused by order.
+    pub(super) hold: Arc<Hold>,
     /// First, so that they end before what they have a hand on.
     /// The threads behind the alerts; they end first, since they look at everything.
     pub(super) alarm: alerts::Threads,
@@ -238,7 +240,7 @@ impl Running {
             history: recorder.history(),
             levels: recorder.levels(),
             store: Arc::clone(&store),
-            hold,
+            hold: Arc::clone(&hold),
             overload: Arc::clone(&overload),
             gateway: Some(Arc::clone(&gateway)),
             tail: Some(log.tail()),
@@ -324,6 +326,7 @@ impl Running {
             alerts,
             health,
             keeping,
+            hold,
             watch,
             data,
             ops,

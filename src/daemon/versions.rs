@@ -263,13 +263,18 @@ impl Running {
     pub(super) fn look_at_config(&mut self) {
         let now = clock::now();
         let due = self.keeping.looked.is_none_or(|looked| now >= looked + LOOK);
-        // On the way out, or when told not to take requests, nothing is shown by not taking any.
+        // On the way out nothing is shown by not taking requests.
         if !due || self.board.phase() != Phase::Ready {
             return;
         }
-        self.keeping.looked = Some(now);
+        let before = self.keeping.looked.replace(now).unwrap_or(now);
         self.end_knobs(now);
         let seen = self.keeping.sample(self.board.ready(now));
+        if self.hold.on() {
+            let time = now.saturating_duration_since(before);
+            self.keeping.probation.pass_over(seen, time);
+            return self.keeping.show();
+        }
         match self.keeping.probation.step(now, seen) {
             Verdict::Wait => {}
             Verdict::Good => {
@@ -302,6 +307,7 @@ impl Running {
         let fault = match taken {
             Ok(prepared) => {
                 self.swap(prepared);
+                self.drop_knobs("the configuration was rolled back");
                 None
             }
             Err(fault) => Some(fault),

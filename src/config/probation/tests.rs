@@ -54,6 +54,31 @@ fn what_stays_well_is_good_after_the_window_and_not_before() {
 }
 
 #[test]
+fn what_happens_while_requests_are_refused_by_order_says_nothing() {
+    let mut s = Simulation::new();
+    s.begin();
+    for _ in 0..10 {
+        assert_eq!(s.second(1, 0), Verdict::Wait);
+    }
+    // Drained for longer than the whole window, and every request of that time refused.
+    for _ in 0..300 {
+        s.now += Duration::from_secs(1);
+        s.seen =
+            Sample { requests: s.seen.requests + 9, failures: s.seen.failures + 9, ready: false };
+        s.machine.pass_over(s.seen, Duration::from_secs(1));
+    }
+    s.seen.ready = true;
+    assert_eq!(s.until(1, 0), (50, Verdict::Good), "the rest of its window");
+    // Before the next one, too.
+    s.machine.end();
+    s.seen =
+        Sample { requests: s.seen.requests + 900, failures: s.seen.failures + 900, ready: true };
+    s.machine.pass_over(s.seen, Duration::from_secs(1));
+    s.begin();
+    assert!(matches!(s.until(5, 5), (_, Verdict::Bad(_))), "nothing failed before it");
+}
+
+#[test]
 fn when_every_request_fails_it_is_bad_as_soon_as_that_means_something() {
     let mut s = Simulation::new();
     for _ in 0..200 {
