@@ -114,6 +114,11 @@ impl Unwritten {
         Unwritten { what, path: path.to_owned(), error }
     }
 
+    /// Whether somebody else holds it just now.
+    pub fn busy(&self) -> bool {
+        self.error.kind() == ErrorKind::WouldBlock
+    }
+
     /// What an operator does about it.
     fn remedy(&self) -> &'static str {
         match self.error.kind() {
@@ -124,6 +129,7 @@ impl Unwritten {
             ErrorKind::StorageFull | ErrorKind::QuotaExceeded => "make room on that disk",
             ErrorKind::ResourceBusy => "it is a mount of its own; mount its folder instead",
             ErrorKind::NotFound => "make the folder",
+            ErrorKind::TimedOut => "look at the disk; what it was asked to do may still come about",
             ErrorKind::WouldBlock => "somebody else is writing there; try again",
             _ => "look at the disk",
         }
@@ -290,10 +296,12 @@ impl Lock {
     }
 }
 
-/// The disk of a process that works.
+/// The disk of a process that works: it is not waited for without end.
 pub fn disk() -> Arc<dyn Disk> {
-    Arc::new(Plain)
+    Arc::new(patient::Patient::new(Arc::new(Plain)))
 }
+
+pub mod patient;
 
 #[cfg(test)]
 pub mod faulty;
