@@ -90,16 +90,23 @@ fn a_version_that_makes_every_request_fail_is_taken_back_once_and_refused_when_t
     let bad = bad.to_str().unwrap();
     let said = good(&sandbox, &daemon.config, &["apply", bad, "--reason", "a new upstream"]);
     assert_eq!(said, "version 2 is in force, and on probation for 59 s\n");
+    good(&sandbox, &daemon.config, &["knob", "server.body_max=1KiB"]);
     for _ in 0..8 {
         assert_eq!(chat(&daemon, "m"), 500);
     }
     assert_eventually!(chat(&daemon, "m") == 200);
+    // What was turned meanwhile may be what did the harm.
+    assert_eventually!(
+        standing(&daemon)["knobs"] == serde_json::json!([]),
+        "not in force, but shown"
+    );
+    assert_eventually!(told(&daemon, "config_knobs_dropped") == 1);
     assert_eventually!(text(&daemon) == before, "the file is not put back");
     assert_eventually!(version(&daemon) == 3);
+    assert_eventually!(told(&daemon, "config_rolled_back") == 1);
     let metrics = daemon.metrics();
     let name = "tidegate_config_rollbacks_total";
     assert_eq!(metrics.sum(name, &[("cause", "errors")]), Some(1.0));
-    assert_eq!(told(&daemon, "config_rolled_back"), 1);
     let events = [("kind", "config_rolled_back")];
     assert_eq!(metrics.sum("tidegate_events_total", &events), Some(1.0));
     // Once more: no, and why.
@@ -333,6 +340,58 @@ fn without_a_daemon_the_commands_work_on_the_files() {
     daemon.wait_ready().unwrap();
     assert!(version(&daemon) >= 5, "{}", standing(&daemon));
     assert!(!kept.contains("workers") && kept.contains("level = \"warn\""), "{kept}");
+}
+
+#[test]
+fn who_starts_it_a_second_time_beside_the_first_takes_nothing_back() {
+    let sandbox = Sandbox::new();
+    let mut daemon = Daemon::start(&sandbox, &probation("0s"));
+    let (addr, ops, config) = (daemon.addr, daemon.ops, daemon.config.clone());
+    assert!(daemon.stop().success());
+    let second = text(&daemon).replace("\"0s\"", "\"1m\"") + "# by hand\n";
+    std::fs::write(&config, &second).unwrap();
+    let mut daemon = Daemon::spawn(&sandbox, &config, addr, ops, &Start::default());
+    daemon.wait_ready().unwrap();
+    let before = standing(&daemon);
+    for _ in 0..2 {
+        let other = command(&sandbox).arg("run").arg("--config").arg(&config).output().unwrap();
+        assert_eq!(other.status.code(), Some(1), "the address is taken");
+    }
+    assert_eq!(text(&daemon), second, "the edit is still there");
+    // Killed once, it is not more than that.
+    drop(daemon);
+    let mut daemon = Daemon::spawn(&sandbox, &config, addr, ops, &Start::default());
+    daemon.wait_ready().unwrap();
+    let version = before["version"].as_u64().unwrap() + 1;
+    assert_eq!((told(&daemon, "config_rolled_back"), self::version(&daemon)), (1, version));
+}
+
+#[test]
+fn requests_refused_by_order_say_nothing_of_a_version_and_call_nobody() {
+    let sandbox = Sandbox::new();
+    let conf = probation("2s").text("[recovery]\nafter = \"1s\"\nsettle = \"1s\"");
+    let daemon = Daemon::start(&sandbox, &conf);
+    assert_eventually!(told(&daemon, "config_good") == 1);
+    good(&sandbox, &daemon.config, &["set", "server.body_max", "1MiB"]);
+    let changed = text(&daemon);
+    let drain = |more: &str| {
+        let mut command = command(&sandbox);
+        command.args(["drain", more, "--config"]).arg(&daemon.config);
+        assert!(command.output().unwrap().status.success());
+    };
+    drain("--stay");
+    assert_eq!(chat(&daemon, "echo"), 503);
+    // For longer than its probation.
+    std::thread::sleep(Duration::from_secs(4));
+    assert_eq!(chat(&daemon, "echo"), 503);
+    assert!(standing(&daemon)["probation_seconds"].is_u64(), "it is on probation as before");
+    drain("--undo");
+    assert_eq!(chat(&daemon, "echo"), 200);
+    assert_eventually!(told(&daemon, "config_good") == 2);
+    assert_eq!((text(&daemon), version(&daemon)), (changed, 2));
+    for kind in ["config_rolled_back", "recovery_step", "recovery_operator"] {
+        assert_eq!(told(&daemon, kind), 0, "{kind}");
+    }
 }
 
 #[test]

@@ -87,7 +87,8 @@ impl Booted {
             let good = &good.config;
             (good.server.listen, good.ops.listen) == (config.server.listen, config.ops.listen)
         });
-        Excuse { versions: self.ledger.versions().cloned(), same_addresses: same }
+        let versions = self.ledger.versions().filter(|_| !self.ledger.taken()).cloned();
+        Excuse { versions, same_addresses: same }
     }
 }
 
@@ -154,6 +155,9 @@ impl Start<'_> {
     fn whole(mut self, text: &str, loaded: Loaded) -> Booted {
         let sha256 = digest(text);
         self.ledger.keep(loaded.config.versions.versions_max);
+        if self.ledger.taken() {
+            return self.beside(text, &sha256, loaded);
+        }
         let good = self.last_good(false);
         if let Some((standing, _)) = good.as_ref().filter(|(good, _)| good.sha256 == sha256) {
             let notes = self.ledger.in_force(standing, None);
@@ -185,6 +189,16 @@ impl Start<'_> {
         }
         let standing = self.adopt(text, &sha256, boots);
         Booted { probation: true, ..self.booted(loaded, standing, None, None) }
+    }
+
+    /// Another daemon runs with these versions: this start counts for nothing, and nothing is written.
+    fn beside(mut self, text: &str, sha256: &str, loaded: Loaded) -> Booted {
+        let version = self.known(sha256);
+        let why = self.ledger.trouble().unwrap_or_default().to_owned();
+        let detail = format!("another tidegate keeps the versions: {why}");
+        self.tell(Level::Warn, "config_versions_taken", "", &detail);
+        let standing = Standing { version, ..Standing::of(text) };
+        self.booted(loaded, standing.clone(), Some(standing), None)
     }
 
     /// The file's content comes into force.
@@ -263,6 +277,7 @@ impl Start<'_> {
         let versions = self.ledger.versions()?.clone();
         let Version { header, text } = match versions.read(number) {
             Ok(version) => version,
+            Err(Unread::Damaged(_)) if self.ledger.taken() => return None,
             Err(Unread::Damaged(_)) => {
                 versions.quarantine(number);
                 let name = format!("version {number}");

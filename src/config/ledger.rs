@@ -16,7 +16,7 @@ use crate::base::time_format::rfc3339;
 use super::files::{self, Disk, Lock, Look, Unwritten, Written};
 use super::load::CONFIG_BYTES_MAX;
 use super::secret::read_small;
-use super::versions::{Header, Mark, Note, Rejected, Trial, Version, Versions, digest};
+use super::versions::{self, Header, Mark, Note, Rejected, Trial, Version, Versions, digest};
 
 /// Most edits kept beside the file because something else took their place. Past it: the oldest is
 /// deleted.
@@ -107,6 +107,8 @@ pub struct Ledger {
     /// Held while versions are written to.
     lock: Option<Lock>,
     trouble: Option<String>,
+    /// Somebody else writes the versions: another daemon, or a command.
+    taken: bool,
     versions_max: usize,
 }
 
@@ -115,10 +117,13 @@ impl Ledger {
     /// be changed.
     pub fn open(file: &Path, state: Option<&Path>, disk: Arc<dyn Disk>) -> Self {
         let file = std::path::absolute(file).unwrap_or_else(|_| file.to_owned());
-        let versions = state.map(|state| Versions::new(state, Arc::clone(&disk)));
-        let trouble = versions.is_none().then(|| "there is no state directory".to_owned());
-        let versions_max = super::raw::VERSIONS_DEFAULT;
-        let mut ledger = Ledger { file, disk, versions, lock: None, trouble, versions_max };
+        let (versions, trouble) = match state.map(|state| (state, versions::trusted(state))) {
+            None => (None, Some("there is no state directory".to_owned())),
+            Some((state, Ok(()))) => (Some(Versions::new(state, Arc::clone(&disk))), None),
+            Some((_, Err(why))) => (None, Some(why)),
+        };
+        let (lock, taken, versions_max) = (None, false, super::raw::VERSIONS_DEFAULT);
+        let mut ledger = Ledger { file, disk, versions, lock, trouble, taken, versions_max };
         ledger.ready(OPEN_TRIES);
         ledger
     }
@@ -151,11 +156,26 @@ impl Ledger {
             return true;
         }
         self.lock = None;
+        self.taken = false;
         match versions.lock(tries) {
             Ok(lock) => (self.lock, self.trouble) = (Some(lock), None),
-            Err(error) => self.trouble = Some(error.to_string()),
+            Err(error) => {
+                self.taken = error.busy();
+                self.trouble = Some(error.to_string());
+            }
         }
         self.lock.is_some()
+    }
+
+    /// Whether somebody else writes the versions of this state directory. Then neither they nor the
+    /// file are ours to change: another daemon runs with them.
+    pub fn taken(&self) -> bool {
+        self.taken
+    }
+
+    /// The versions, to write notes to: only while nobody else does.
+    fn ours(&self) -> Option<&Versions> {
+        self.versions.as_ref().filter(|_| self.lock.is_some())
     }
 
     /// What the file holds; none when there is no file.
@@ -209,6 +229,9 @@ impl Ledger {
         }
         let version = match self.add(text, parent, by) {
             Ok(version) => version,
+            Err(error) if self.taken => {
+                return Err(Error::new(Kind::ConfigBusy, error.to_string()));
+            }
             // To go back must be possible whatever the disk says; to go on must be attributable.
             Err(error) if matches!(base, Base::OrAside(_)) => {
                 changed.notes.push(error.to_string());
@@ -285,7 +308,7 @@ impl Ledger {
     /// Notes that it is in force, and on probation if so. What could not be noted is told: it is
     /// mended at the next start.
     pub fn in_force(&self, standing: &Standing, boots: Option<u32>) -> Vec<String> {
-        let (Some(versions), Some(mark)) = (&self.versions, standing.mark()) else {
+        let (Some(versions), Some(mark)) = (self.ours(), standing.mark()) else {
             return Vec::new();
         };
         let probation = match boots {
@@ -297,7 +320,7 @@ impl Ledger {
 
     /// Notes that it is good.
     pub fn good(&self, standing: &Standing) -> Vec<String> {
-        let (Some(versions), Some(mark)) = (&self.versions, standing.mark()) else {
+        let (Some(versions), Some(mark)) = (self.ours(), standing.mark()) else {
             return Vec::new();
         };
         told([versions.set(Note::LastGood, &mark), self.end_trial(&standing.sha256)])
@@ -315,7 +338,7 @@ impl Ledger {
 
     /// Notes that it was rolled back.
     pub fn reject(&self, standing: &Standing, reason: &str) -> Vec<String> {
-        let Some(versions) = &self.versions else { return Vec::new() };
+        let Some(versions) = self.ours() else { return Vec::new() };
         let mark = Mark { version: standing.version.unwrap_or(0), sha256: standing.sha256.clone() };
         let time = rfc3339(clock::wall(), 0);
         told([versions.reject(Rejected { mark, reason: reason.to_owned(), time })])
@@ -323,7 +346,7 @@ impl Ledger {
 
     /// The stop is in order: it says nothing against what is on probation.
     pub fn stopped(&self) {
-        if let Some(versions) = &self.versions {
+        if let Some(versions) = self.ours() {
             versions.excuse();
         }
     }

@@ -8,11 +8,15 @@
 
 use std::fs;
 use std::io::{self, ErrorKind};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use rustix::process::geteuid;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use sha2::{Digest as _, Sha256};
+
+use crate::base::folder;
 
 use super::files::{self, Disk, Lock, Look, Unwritten, Written};
 use super::load::CONFIG_BYTES_MAX;
@@ -153,6 +157,39 @@ pub enum Unread {
     Disk(u64, String),
 }
 
+/// Refuses versions that somebody else could have put there: they are what a daemon starts with when its
+/// file is broken. Root believes whoever has the state directory.
+///
+/// # Errors
+/// What is wrong with which folder, and the remedy.
+pub fn trusted(state: &Path) -> Result<(), String> {
+    let config = state.join("config");
+    let Ok(found) = fs::metadata(state) else { return Ok(()) };
+    if !config.exists() {
+        return Ok(());
+    }
+    let (holder, ours) = (found.uid(), geteuid().as_raw());
+    for folder in [state, &config, &config.join("versions")] {
+        let Ok(found) = fs::metadata(folder) else { continue };
+        let owner = found.uid();
+        let known = owner == ours || ours == 0 && owner == holder;
+        let why = match found.mode() & 0o022 {
+            _ if !known => format!("it belongs to the user {owner}"),
+            0 => continue,
+            _ => format!("others may write there (mode {:o})", found.mode() & 0o7777),
+        };
+        let folder = folder.display();
+        return Err(format!(
+            "{folder}: {why}; look at what is in it, then give it to the daemon's user with mode 700"
+        ));
+    }
+    Ok(())
+}
+
+fn owner(folder: &Path) -> Option<u32> {
+    fs::metadata(folder).ok().map(|found| found.uid())
+}
+
 /// The folder of versions.
 #[derive(Clone, Debug)]
 pub struct Versions {
@@ -180,6 +217,11 @@ impl Versions {
         let inner = self.folder.join("versions");
         if inner.is_dir() {
             return Ok(());
+        }
+        // The state directory is made and closed here, as whoever comes next expects it to be.
+        let state = files::folder_of(&self.folder);
+        if !state.exists() || owner(state).is_some_and(|owner| owner == geteuid().as_raw()) {
+            folder::private(state).map_err(|e| Unwritten::new("have it to ourselves", state, e))?;
         }
         let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(&inner);
         made.map_err(|error| Unwritten::new("make the folder", &inner, error))?;

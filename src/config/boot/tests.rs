@@ -42,6 +42,67 @@ impl Home {
     }
 }
 
+#[test]
+fn a_second_start_beside_a_running_daemon_counts_for_nothing_and_writes_nothing() {
+    let home = Home::new("# one\n");
+    home.good();
+    home.write("# two\n");
+    let running = home.start().unwrap();
+    assert!(running.probation);
+    let config = home.dir.path().join("state/config");
+    let look = || {
+        ["CURRENT", "LAST_GOOD", "PROBATION", "REJECTED"]
+            .map(|note| fs::read_to_string(config.join(note)).ok())
+    };
+    let before = look();
+    for _ in 0..3 {
+        let mut second = home.start().unwrap();
+        assert_eq!(kinds(&second), ["config_versions_taken"]);
+        assert_eq!((&*second.standing.text, second.probation), ("# two\n", false));
+        let base = Base::OrAside(second.standing.sha256.clone());
+        let by = Signature::new("tidegate", "rollback");
+        assert!(second.ledger.change("# three\n", &base, None, &by).is_err());
+        second.ledger.good(&second.standing);
+        second.ledger.reject(&second.standing, "a test");
+        second.excuse().no_address();
+        second.ledger.stopped();
+        assert_eq!((home.read().as_str(), look()), ("# two\n", before.clone()));
+    }
+    // One that died is counted as ever.
+    drop(running);
+    assert_eq!(kinds(&home.start().unwrap()), ["config_rolled_back"]);
+    assert_eq!(home.read(), "# one\n");
+}
+
+#[test]
+fn versions_that_others_could_have_put_there_are_not_believed() {
+    use std::os::unix::fs::PermissionsExt;
+    let home = Home::new("# one\n");
+    home.good();
+    home.write("[");
+    let mode = |folder: &str, mode: u32| {
+        let path = home.dir.path().join("state").join(folder);
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    };
+    for folder in ["", "config", "config/versions"] {
+        mode(folder, 0o777);
+        assert!(home.start().is_err(), "{folder}: the broken file is refused as without versions");
+        mode(folder, 0o700);
+        assert_eq!(&*home.start().unwrap().standing.text, "# one\n");
+    }
+}
+
+#[test]
+fn a_state_directory_that_was_made_for_us_is_closed_before_anything_is_put_there() {
+    use std::os::unix::fs::PermissionsExt;
+    let home = Home::new("# one\n");
+    let state = home.dir.path().join("state");
+    fs::create_dir(&state).unwrap();
+    fs::set_permissions(&state, fs::Permissions::from_mode(0o755)).unwrap();
+    assert_eq!(home.good(), 1);
+    assert_eq!(fs::metadata(&state).unwrap().permissions().mode() & 0o777, 0o700);
+}
+
 fn kinds(booted: &Booted) -> Vec<&'static str> {
     booted.news.iter().map(|news| news.kind).collect()
 }

@@ -183,7 +183,7 @@ fn a_second_process_does_not_write_versions_of_the_first() {
     let mut second = home.ledger(disk());
     assert!(first.trouble().is_none() && second.trouble().unwrap().contains("somebody else"));
     let error = apply(&mut second).unwrap_err();
-    assert_eq!(error.kind(), Kind::ConfigUnwritten);
+    assert_eq!(error.kind(), Kind::ConfigBusy);
     assert_eq!(fs::read_to_string(home.file()).unwrap(), OLD);
     drop(first);
     assert_eq!(apply(&mut second).unwrap(), [""; 0]);
