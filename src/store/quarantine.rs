@@ -27,19 +27,21 @@ pub(super) fn set_aside(path: &Path) -> io::Result<(String, usize)> {
             _ => {}
         }
     }
-    let kept = sweep(path.parent().unwrap_or(Path::new(".")), &mark);
-    Ok((format!("{mark}{date}"), kept))
+    let fresh = format!("{mark}{date}");
+    let kept = sweep(path.parent().unwrap_or(Path::new(".")), &mark, &fresh);
+    Ok((fresh, kept))
 }
 
-/// Deletes the oldest of those that are too many; how many are left.
-fn sweep(folder: &Path, mark: &str) -> usize {
+/// Deletes the oldest of those that are too many, but not the one that was set aside just now: the clock
+/// may have been put back since the others. How many are left.
+fn sweep(folder: &Path, mark: &str, fresh: &str) -> usize {
     let Ok(entries) = fs::read_dir(folder) else { return 0 };
     let mut kept: Vec<String> = entries
         .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
         .filter(|name| name.starts_with(mark) && !name.ends_with("-wal") && !name.ends_with("-shm"))
         .collect();
     // Dates of one form sort by time.
-    kept.sort_unstable();
+    kept.sort_unstable_by_key(|name| (name == fresh, name.clone()));
     let many = kept.len().saturating_sub(QUARANTINED_MAX);
     for name in &kept[..many] {
         for file in with_companions(&folder.join(name)) {
@@ -52,6 +54,19 @@ fn sweep(folder: &Path, mark: &str) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn after_the_clock_was_put_back_the_one_just_set_aside_is_kept() {
+        let sandbox = tempfile::tempdir().unwrap();
+        let path = sandbox.path().join("durable.db");
+        for n in 0..QUARANTINED_MAX {
+            fs::write(sandbox.path().join(format!("durable.db.corrupt-2999010{n}")), "").unwrap();
+        }
+        fs::write(&path, "now").unwrap();
+        let (name, kept) = set_aside(&path).unwrap();
+        assert_eq!(fs::read_to_string(sandbox.path().join(&name)).unwrap(), "now");
+        assert_eq!(kept, QUARANTINED_MAX);
+    }
 
     #[test]
     fn a_file_is_set_aside_with_its_companions_and_the_oldest_of_many_goes() {
