@@ -294,7 +294,8 @@ fn a_config_fault_is_told_once_however_often_it_is_met_and_a_limit_that_is_used_
     assert_eventually!(hook.told("config_fault") == (1, 0), "{:?}", hook.alerts());
     let (_, _, alert) =
         hook.alerts().into_iter().find(|(rule, ..)| rule == "config_fault").unwrap();
-    assert!(alert["annotations"]["description"].to_string().contains("nonsense"), "{alert}");
+    // The last of those that came before the first look: with its file and line.
+    assert!(alert["annotations"]["description"].to_string().contains("tidegate.toml:3"), "{alert}");
     assert_eq!(used("server.exchanges_max", true), 1);
 }
 

@@ -217,7 +217,7 @@ fn compare(document: &Value, metrics: &Metrics) {
     }
     for row in document["limits"].as_array().unwrap() {
         let (name, owner) = (row["limit"].as_str().unwrap(), row["owner"].as_str().unwrap());
-        if owner != "ops" && name != "overload.memory_max" {
+        if owner != "ops" && !["overload.memory_max", "descriptors_max"].contains(&name) {
             let labels = [("limit", name), ("owner", owner)];
             for (field, figure) in [
                 ("now", "now"),
@@ -244,14 +244,15 @@ fn the_figures_of_a_document_are_those_of_metrics_at_the_same_moment() {
         daemon.ask(ask::chat(Dialect::OpenAi, "nobody", "one", false));
     }
     let quiet = |metrics: &Metrics| {
-        let moving = ["process_cpu_seconds_total", "process_resident_memory_bytes"];
+        // The process, its container and the machine are never quiet; the store writes by itself.
+        let moving = ["process", "container", "system", "store"].map(|n| format!("tidegate_{n}_"));
+        let own = ["overload.memory_max", "descriptors_max"];
         let mut figures: Vec<String> = Vec::new();
         for sample in &metrics.samples {
-            let ops = sample.labels.values().any(|value| value == "ops");
-            if !ops
-                && !moving.contains(&&*sample.name)
-                && !sample.name.starts_with("tidegate_process")
-            {
+            let mut labels = sample.labels.values();
+            let ops = labels.any(|value| value == "ops" || own.contains(&value.as_str()));
+            let ours = sample.name.starts_with("tidegate_") || sample.name.starts_with("gen_ai_");
+            if ours && !ops && !moving.iter().any(|name| sample.name.starts_with(name.as_str())) {
                 figures.push(format!("{} {:?} {}", sample.name, sample.labels, sample.value));
             }
         }
@@ -392,7 +393,8 @@ fn a_viewer_that_does_not_read_is_let_go_and_holds_nobody_up() {
     assert!(documents >= 4, "not before its time: {documents}");
     assert_eventually!(live_now(&daemon) == 1, "its place is free");
     let more = daemon.process().rss_kib().saturating_sub(before);
-    assert!(more < 4096, "{more} KiB were kept for it");
+    // A daemon of this age still grows by its first looks at forty upstreams.
+    assert!(more < 8192, "{more} KiB were kept for it");
     reader.document();
     // An open page does not hold up the end.
     assert!(daemon.stop().success());

@@ -186,6 +186,7 @@ fn assert_memory_returns(daemon: &Daemon, before_kib: u64, name: &str) {
 }
 
 fn warm(daemon: &Daemon) -> u64 {
+    daemon.wait_for_the_store();
     for _ in 0..50 {
         daemon.ask(ask::chat(Dialect::OpenAi, "echo", "hello", true));
     }
@@ -578,14 +579,14 @@ fn a_header_line_of_200_megabytes_is_refused_at_its_first_kilobytes() {
 }
 
 #[test]
-fn with_64_descriptors_it_starts_serves_and_recovers() {
+fn with_96_descriptors_it_starts_serves_and_recovers() {
     let sandbox = Sandbox::alone();
-    let start = Start { descriptors: Some(64), ..Start::default() };
+    let start = Start { descriptors: Some(96), ..Start::default() };
     let daemon = Daemon::start_with(&sandbox, &Conf::new(), &start);
     let allowed = daemon.metrics().limit("max", "server.connections_max");
-    assert!((1..=32).contains(&allowed), "{allowed} connections with 64 descriptors");
+    assert!((1..=16).contains(&allowed), "{allowed} connections with 96 descriptors");
     // Shed by the stated limit is an answer, too: 503 when nobody idle can make room.
-    others_are_answered_with(&daemon, "a descriptor limit of 64", &[200, 503], || {
+    others_are_answered_with(&daemon, "a descriptor limit of 96", &[200, 503], || {
         for _ in 0..5 {
             let mut crowd = Crowd::connect(daemon.addr, 200);
             std::thread::sleep(Duration::from_millis(200));
@@ -604,7 +605,7 @@ fn with_64_descriptors_it_starts_serves_and_recovers() {
         Some(0.0),
         "it ran out of descriptors although idle connections could make room"
     );
-    daemon.assert_well("after 64 descriptors");
+    daemon.assert_well("after 96 descriptors");
 }
 
 /// The same, and its own limit does not help: every descriptor is taken by exchanges.
@@ -616,7 +617,7 @@ fn running_out_of_descriptors_for_upstreams_is_an_error_and_not_the_end() {
         steps.extend(answers::good(call, "hello"));
         steps
     });
-    let start = Start { descriptors: Some(64), ..Start::default() };
+    let start = Start { descriptors: Some(96), ..Start::default() };
     let daemon = Daemon::start_with(&sandbox, &Conf::new().fake("u", &upstream, ""), &start);
     std::thread::scope(|scope| {
         for _ in 0..60 {
@@ -682,7 +683,8 @@ fn connections_that_come_and_go_leave_nothing_behind() {
         }
     });
     assert_eventually!(daemon.limit_now("server.connections_max") == 0);
-    assert_eventually!(daemon.process().fds() <= fds, "{:?}", daemon.process().fd_targets());
+    // The control socket looks after its own server from time to time.
+    assert_eventually!(daemon.process().fds() <= fds + 2, "{:?}", daemon.process().fd_targets());
     assert_eventually!(
         daemon.process().threads().len() <= threads + 8,
         "{:?}",

@@ -240,7 +240,7 @@ fn at_several_times_its_capacity_everyone_is_answered_or_refused_and_it_comes_ba
 #[test]
 fn descriptors_that_run_short_degrade_it_until_they_are_free_again() {
     const STREAMS: usize = 30;
-    const DESCRIPTORS: u32 = 96;
+    const DESCRIPTORS: u32 = 160;
     let sandbox = Sandbox::alone();
     let gate = Gate::new();
     let upstream = {
@@ -267,7 +267,7 @@ fn descriptors_that_run_short_degrade_it_until_they_are_free_again() {
         assert_eq!(wire.answer().unwrap().status(), 200);
         operators.push(wire);
     }
-    assert_eventually!(level(&daemon) >= DEGRADED, "{} of 96", daemon.process().fds());
+    assert_eventually!(level(&daemon) >= DEGRADED, "{} of 160", daemon.process().fds());
     drop(operators);
     let ready = wire::ask(daemon.ops, ask::get("/readyz?verbose")).text();
     assert!(ready.contains("descriptors"), "{ready}");
@@ -278,7 +278,7 @@ fn descriptors_that_run_short_degrade_it_until_they_are_free_again() {
     assert!(answers.iter().all(|answer| answer.status() == 200));
     assert!(answers.iter().any(told), "no stream says that it is degraded");
     drop(streams);
-    assert_eventually!(level(&daemon) == NORMAL, "{} of 96", daemon.process().fds());
+    assert_eventually!(level(&daemon) == NORMAL, "{} of 160", daemon.process().fds());
     assert_eq!(daemon.ask(ask::chat(Dialect::OpenAi, "u/x", "hi", true)).status(), 200);
 }
 

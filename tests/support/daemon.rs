@@ -212,6 +212,16 @@ impl Daemon {
         self.process().signal(signal);
     }
 
+    /// Waits until the store, which opens beside everything else, has taken its descriptors and memory.
+    pub fn wait_for_the_store(&self) {
+        let ready = || wire::ask(self.ops, ask::get("/readyz?verbose")).text();
+        let end = Instant::now() + patience(Duration::from_secs(10));
+        while !ready().contains("[+]store ok") {
+            assert!(Instant::now() < end, "{}", ready());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
     /// Fails when it no longer runs or no longer answers.
     pub fn assert_well(&self, context: &str) {
         assert!(self.process().alive(), "{context}: the daemon is dead\n{}", self.log());
