@@ -156,7 +156,8 @@ impl Store {
             start: clock::now(),
             working_ms: AtomicU64::new(0),
         });
-        shared.check.ok();
+        // Until the thread has had its first look. Requests do not wait for it.
+        shared.tell("its files are being opened".to_owned());
         let (end, ended) = bounded::<()>(1);
         let events = Arc::clone(&tools.events);
         let off = |reason: &str| {

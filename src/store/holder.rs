@@ -146,7 +146,9 @@ impl Holder {
     /// Why it is not as it should be.
     pub(super) fn told(&self) -> Option<String> {
         let full = self.full.as_ref().map(|(_, reason)| reason);
-        self.fault.as_ref().or(self.crowded.as_ref()).or(full).cloned()
+        let wrong = self.fault.as_ref().or(self.crowded.as_ref()).or(full).cloned();
+        let opening = || format!("{} is being opened", self.path.display());
+        wrong.or_else(|| self.open.is_none().then(opening))
     }
 
     /// Looks whether the file is still there, opens it when it is not open, and tidies up.

@@ -134,6 +134,8 @@ impl Work {
         if self.claim.is_none() && self.retry.due(now) {
             self.try_claim(now);
         }
+        // The claim may have taken a while, and the files wait for nothing after it.
+        let now = clock::now();
         let settings = self.shared.settings.load_full();
         if self.claim.is_some() {
             self.look_at_room(&settings);
