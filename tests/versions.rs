@@ -487,8 +487,7 @@ fn killed_at_any_moment_of_a_change_it_comes_back_with_a_whole_version_and_its_h
         for (number, sha256) in known.range(first..) {
             assert_eq!(now.get(number), Some(sha256), "{context}: version {number}");
         }
-        // Killed between keeping a version and deleting the oldest, there is one more until the next.
-        assert!(now.len() <= 101 && now.contains_key(&current), "{context}: {}", now.len());
+        assert!(now.len() <= 100 && now.contains_key(&current), "{context}: {}", now.len());
         known = now;
         *seen.entry(what).or_insert(0) += 1;
     }

@@ -143,9 +143,21 @@ impl Ledger {
         self.trouble.as_deref()
     }
 
-    /// Keeps so many versions.
+    /// Keeps so many versions. Who was killed before the oldest were deleted left more.
     pub fn keep(&mut self, versions_max: usize) {
         self.versions_max = versions_max;
+        if let (Some(versions), Some(_)) = (&self.versions, &self.lock) {
+            self.prune(versions, versions.numbers().last().copied());
+        }
+    }
+
+    /// Deletes the oldest versions that are too many, but none that a note names, nor this one.
+    fn prune(&self, versions: &Versions, spared: Option<u64>) {
+        let marks = [versions.mark(Note::Current), versions.mark(Note::LastGood)];
+        let trial = versions.trial().map(|trial| trial.mark);
+        let named = marks.into_iter().chain([trial]).flatten().map(|mark| mark.version);
+        let kept: Vec<u64> = named.chain(spared).collect();
+        versions.prune(self.versions_max, &kept);
     }
 
     /// Whether versions can be written; tries to get there when not.
@@ -297,11 +309,7 @@ impl Ledger {
             file: self.file.clone(),
         };
         let header = versions.add(Version { header, text: text.to_owned() })?;
-        let marks = [versions.mark(Note::Current), versions.mark(Note::LastGood)];
-        let trial = versions.trial().map(|trial| trial.mark);
-        let named = marks.into_iter().chain([trial]).flatten().map(|mark| mark.version);
-        let kept: Vec<u64> = named.chain([header.version]).collect();
-        versions.prune(self.versions_max, &kept);
+        self.prune(versions, Some(header.version));
         Ok(Some(header.version))
     }
 
