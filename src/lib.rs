@@ -8,6 +8,7 @@ pub mod cli;
 pub mod daemon;
 pub mod ops;
 pub mod gateway;
+pub mod nodes;
 pub mod llm;
 pub mod upstream;
 pub mod cache;

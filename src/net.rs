@@ -25,5 +25,6 @@ pub mod service;
 pub mod settings;
 mod sizes;
 pub mod turn;
+pub mod websocket;
 mod unsent;
 mod workers;

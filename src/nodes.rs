@@ -1,0 +1,51 @@
+//! Companion devices and operators on WebSocket: the OpenClaw gateway protocol, versions 3 and 4.
+//!
+//! Each connection has a thread of its own, which does nothing but move frames and keep time, so that
+//! pings and ticks are on time whatever a request costs. Requests run on a few method threads; what
+//! takes long is data (a pending call, a run), never a waiting thread.
+
+pub mod frame;
+pub mod host;
+pub mod methods;
+pub mod outbox;
+pub mod peer;
+pub mod refusal;
+pub mod who;
+
+use std::sync::Arc;
+
+use crate::base::events::Events;
+use crate::base::health::Board;
+use crate::base::heartbeat::Heartbeats;
+use crate::base::metrics::Registry;
+use crate::base::orders::Desk;
+use crate::observe::log::Tail;
+use crate::store::Store;
+
+use host::Host;
+
+/// What the room works with.
+#[derive(Clone)]
+#[expect(missing_docs, reason = "each is documented where it is made")]
+pub struct Parts {
+    pub registry: Arc<Registry>,
+    pub events: Arc<Events>,
+    pub board: Arc<Board>,
+    pub heartbeats: Arc<Heartbeats>,
+    pub store: Arc<Store>,
+    pub desk: Desk,
+    pub tail: Option<Arc<Tail>>,
+    pub host: Arc<dyn Host>,
+}
+
+/// The room: every connection, and what they share.
+pub struct Nodes {
+    parts: Parts,
+}
+
+impl Nodes {
+    /// The handles that it was made with.
+    pub fn parts(&self) -> &Parts {
+        &self.parts
+    }
+}

@@ -1,0 +1,171 @@
+//! What can be asked for: one table, one file a subject.
+
+use std::fmt;
+use std::sync::Arc;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::Nodes;
+use super::frame;
+use super::peer::Peer;
+use super::refusal::Refusal;
+use super::who::{Identity, Role, Scope};
+
+/// Who may ask for a method.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Needs {
+    /// Operators with this right.
+    Scope(Scope),
+    /// Nodes.
+    Node,
+    /// Everybody who is connected.
+    Nothing,
+}
+
+/// A method.
+pub struct Method {
+    /// Its name on the wire.
+    pub name: &'static str,
+    /// Who may ask for it.
+    pub needs: Needs,
+    /// What it does, on a method thread. Must not wait for longer than the store's or the main
+    /// loop's deadline: what takes longer takes [`Call::later`] and answers when it is there.
+    pub run: fn(&Call<'_>) -> Outcome,
+}
+
+/// What a method comes to.
+pub type Outcome = Result<Done, Refusal>;
+
+/// The answer, or that it comes later.
+pub enum Done {
+    /// The answer, as JSON text.
+    Now(String),
+    /// Somebody holds a [`Reply`].
+    Later,
+}
+
+impl Done {
+    /// This answer.
+    #[expect(clippy::unnecessary_wraps, reason = "what methods return")]
+    pub fn json(value: &impl Serialize) -> Outcome {
+        Ok(Done::Now(frame::text(value)))
+    }
+}
+
+/// A request under way.
+pub struct Call<'a> {
+    /// The room.
+    pub nodes: &'a Arc<Nodes>,
+    /// Who asks.
+    pub peer: &'a Arc<Peer>,
+    /// The same, as it was let in.
+    pub who: &'a Identity,
+    pub(super) id: &'a str,
+    pub(super) method: &'static str,
+    pub(super) params: Option<&'a str>,
+}
+
+impl Call<'_> {
+    /// The parameters; none are taken for an empty object.
+    ///
+    /// # Errors
+    /// `INVALID_REQUEST` that says what is wrong with them.
+    pub fn params<T: DeserializeOwned>(&self) -> Result<T, Refusal> {
+        serde_json::from_str(self.params.unwrap_or("{}"))
+            .map_err(|error| Refusal::invalid(format!("invalid {} params: {error}", self.method)))
+    }
+
+    /// The parameters as they came, as JSON text.
+    pub fn raw_params(&self) -> Option<&str> {
+        self.params
+    }
+
+    /// The right to answer later, from any thread.
+    pub fn later(&self) -> Reply {
+        Reply { peer: Arc::clone(self.peer), id: Some(self.id.into()) }
+    }
+}
+
+/// The right to answer a request, once. Dropped without an answer it says so: nobody waits in vain.
+pub struct Reply {
+    peer: Arc<Peer>,
+    id: Option<Box<str>>,
+}
+
+impl Reply {
+    /// Who waits for it.
+    pub fn peer(&self) -> &Arc<Peer> {
+        &self.peer
+    }
+
+    /// Answers.
+    pub fn send(mut self, outcome: &Result<String, Refusal>) {
+        if let Some(id) = self.id.take() {
+            self.peer.answer(&id, outcome);
+        }
+    }
+}
+
+impl fmt::Debug for Reply {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Reply").field("conn", &self.peer.conn).field("id", &self.id).finish()
+    }
+}
+
+impl Drop for Reply {
+    fn drop(&mut self) {
+        if let Some(id) = self.id.take() {
+            let refusal = Refusal::unavailable("the gateway gave this request up");
+            self.peer.answer(&id, &Err(refusal));
+        }
+    }
+}
+
+/// The methods, by subject.
+const TABLE: &[&[Method]] = &[];
+
+/// Every method there is.
+pub fn all() -> impl Iterator<Item = &'static Method> {
+    TABLE.iter().copied().flatten()
+}
+
+/// Carries a request out.
+pub fn run(nodes: &Arc<Nodes>, peer: &Arc<Peer>, id: &str, method: &str, params: Option<&str>) {
+    if let Some(outcome) = outcome(nodes, peer, id, method, params) {
+        peer.answer(id, &outcome);
+    }
+}
+
+fn outcome(
+    nodes: &Arc<Nodes>,
+    peer: &Arc<Peer>,
+    id: &str,
+    method: &str,
+    params: Option<&str>,
+) -> Option<Result<String, Refusal>> {
+    let Some(who) = peer.identity() else {
+        return Some(Err(Refusal::invalid("the first request must be connect")));
+    };
+    let Some(known) = all().find(|known| known.name == method) else {
+        return Some(Err(Refusal::invalid(format!("unknown method: {method}"))));
+    };
+    if let Err(refusal) = allowed(known.needs, who) {
+        return Some(Err(refusal));
+    }
+    let call = Call { nodes, peer, who, id, method: known.name, params };
+    match (known.run)(&call) {
+        Ok(Done::Now(text)) => Some(Ok(text)),
+        Ok(Done::Later) => None,
+        Err(refusal) => Some(Err(refusal)),
+    }
+}
+
+fn allowed(needs: Needs, who: &Identity) -> Result<(), Refusal> {
+    match (needs, who.role) {
+        (Needs::Nothing, _) | (Needs::Node, Role::Node) => Ok(()),
+        (Needs::Scope(scope), Role::Operator) if who.scopes.allow(scope) => Ok(()),
+        (Needs::Scope(scope), Role::Operator) => Err(Refusal::missing(scope)),
+        (_, role) => Err(Refusal::invalid(format!("unauthorized role: {}", role.as_str()))),
+    }
+}

@@ -1,0 +1,221 @@
+//! What waits to be sent to one connection: bounded in bytes and in number, each event of a class
+//! that says what happens at the bound.
+//!
+//! Others put in, the connection's own thread takes out and writes; the bell wakes it at once.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use crate::base::lock::{Locked, Rank};
+use crate::base::metrics::{Lease, Limit};
+use crate::net::websocket::Bell;
+
+/// What becomes of an event when its consumer is slow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Class {
+    /// It is worth nothing once there are newer ones: it is dropped when more than
+    /// [`Bounds::telemetry`] waits. The consumer sees the gap in `seq`.
+    Telemetry,
+    /// It must arrive: a consumer that cannot take it is closed (1008).
+    Control,
+}
+
+/// An event for one connection or many; its payload is shared.
+#[derive(Clone, Debug)]
+pub struct Event {
+    /// Its name on the wire.
+    pub name: &'static str,
+    /// Its payload, as JSON text.
+    pub payload: Arc<str>,
+    /// What becomes of it when its consumer is slow.
+    pub class: Class,
+    /// The versions of presence and health that it tells of.
+    pub version: Option<StateVersion>,
+}
+
+/// How often presence and health have changed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StateVersion {
+    /// Presence.
+    pub presence: u64,
+    /// Health.
+    pub health: u64,
+}
+
+/// What is to be sent.
+#[derive(Debug)]
+pub enum Item {
+    /// A whole frame: an answer, or what comes before the handshake's end.
+    Frame(Box<str>),
+    /// An event, and its number on this connection.
+    Event(Event, u64),
+    /// The end: nothing is sent after it.
+    Close(u16, &'static str),
+}
+
+impl Item {
+    /// Bytes that it counts for.
+    fn bytes(&self) -> u64 {
+        match self {
+            Item::Frame(text) => text.len() as u64 + ITEM_BYTES,
+            Item::Event(event, _) => event.payload.len() as u64 + ITEM_BYTES,
+            Item::Close(..) => 0,
+        }
+    }
+}
+
+/// What an item costs beside its text, in bytes.
+const ITEM_BYTES: u64 = 96;
+
+/// Places of the queue that are kept when it is empty.
+const ITEMS_KEPT: usize = 16;
+
+/// The bounds of one outbox.
+#[derive(Clone, Copy, Debug)]
+pub struct Bounds {
+    /// Bytes that may wait for one connection: `nodes.buffered_max`.
+    pub bytes: u64,
+    /// Bytes from which on telemetry is dropped.
+    pub telemetry: u64,
+}
+
+/// What came of putting something in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Put {
+    /// It waits to be sent.
+    Taken,
+    /// It was dropped, and its number left out.
+    Dropped,
+    /// The connection cannot take it, and is being closed.
+    Overfull,
+    /// The connection is closed, or about to be.
+    Closed,
+}
+
+/// What waits for one connection.
+#[derive(Debug)]
+pub struct Outbox {
+    inner: Locked<Inner>,
+    bell: Bell,
+    bounds: Bounds,
+    dropped: AtomicU64,
+}
+
+#[derive(Debug)]
+struct Inner {
+    items: VecDeque<Item>,
+    /// The bytes that wait: a part of the sum over all connections, `nodes.buffered_total_max`.
+    bytes: Lease,
+    /// The number of the last event.
+    seq: u64,
+    closed: bool,
+}
+
+impl Outbox {
+    /// An empty one.
+    pub fn new(bell: Bell, bounds: Bounds, total: &Arc<Limit>) -> Self {
+        let (items, bytes) = (VecDeque::new(), total.nothing());
+        let inner = Locked::new(Rank::Leaf, Inner { items, bytes, seq: 0, closed: false });
+        Outbox { inner, bell, bounds, dropped: AtomicU64::new(0) }
+    }
+
+    /// Puts a whole frame in.
+    pub fn frame(&self, text: String) -> Put {
+        self.put(|inner| (Item::Frame(text.into_boxed_str()), Class::Control, inner.seq))
+    }
+
+    /// Puts an event in; it gets its number here, a dropped one too.
+    pub fn event(&self, event: Event) -> Put {
+        self.put(|inner| {
+            let (class, seq) = (event.class, inner.seq + 1);
+            (Item::Event(event, seq), class, seq)
+        })
+    }
+
+    /// Ends the connection after what waits; the first reason counts.
+    pub fn close(&self, code: u16, reason: &'static str) {
+        let first = self.inner.with(|inner| {
+            let first = !inner.closed;
+            if first {
+                inner.items.push_back(Item::Close(code, reason));
+                inner.closed = true;
+            }
+            first
+        });
+        if first {
+            self.bell.ring();
+        }
+    }
+
+    /// Ends it at once: what waits is thrown away.
+    pub fn close_now(&self, code: u16, reason: &'static str) {
+        let old = self.inner.with(|inner| {
+            inner.closed = true;
+            let old = std::mem::take(&mut inner.items);
+            inner.items.push_back(Item::Close(code, reason));
+            inner.bytes.shrink_to(0);
+            old
+        });
+        drop(old);
+        self.bell.ring();
+    }
+
+    /// The next to be sent. Its bytes are given back here: the writer holds one at a time.
+    pub fn take(&self) -> Option<Item> {
+        self.inner.with(|inner| {
+            let item = inner.items.pop_front()?;
+            let bytes = inner.bytes.amount().saturating_sub(item.bytes());
+            inner.bytes.shrink_to(bytes);
+            if inner.items.is_empty() && inner.items.capacity() > ITEMS_KEPT {
+                inner.items = VecDeque::new();
+            }
+            Some(item)
+        })
+    }
+
+    /// Bytes that wait.
+    pub fn bytes(&self) -> u64 {
+        self.inner.with(|inner| inner.bytes.amount())
+    }
+
+    /// Whether nothing more is taken.
+    pub fn closed(&self) -> bool {
+        self.inner.with(|inner| inner.closed)
+    }
+
+    /// Events that were dropped.
+    pub fn dropped(&self) -> u64 {
+        self.dropped.load(Relaxed)
+    }
+
+    fn put(&self, make: impl FnOnce(&Inner) -> (Item, Class, u64)) -> Put {
+        let (put, first) = self.inner.with(|inner| {
+            if inner.closed {
+                return (Put::Closed, false);
+            }
+            let (item, class, seq) = make(inner);
+            inner.seq = seq;
+            let (waiting, bytes) = (inner.bytes.amount(), item.bytes());
+            if class == Class::Telemetry && waiting > self.bounds.telemetry {
+                return (Put::Dropped, false);
+            }
+            if waiting + bytes > self.bounds.bytes || !inner.bytes.grow(bytes) {
+                return (Put::Overfull, false);
+            }
+            inner.items.push_back(item);
+            (Put::Taken, inner.items.len() == 1)
+        });
+        match put {
+            Put::Dropped => {
+                self.dropped.fetch_add(1, Relaxed);
+            }
+            Put::Overfull => self.close_now(1008, "slow consumer"),
+            _ => {}
+        }
+        if first {
+            self.bell.ring();
+        }
+        put
+    }
+}
