@@ -15,6 +15,7 @@ pub mod random;
 pub mod sandbox;
 pub mod stream;
 pub mod wire;
+pub mod ws;
 
 /// A wait, made longer on slow machines by `TIDEGATE_TEST_PATIENCE`.
 pub fn patience(base: Duration) -> Duration {

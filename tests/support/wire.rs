@@ -125,6 +125,11 @@ impl Wire {
         self
     }
 
+    /// The socket and what has come and was not read, for another protocol.
+    pub fn into_parts(self) -> (TcpStream, Vec<u8>) {
+        (self.socket, self.buffer)
+    }
+
     /// The socket, for tests that close it their own way.
     pub fn socket(&self) -> &TcpStream {
         &self.socket
@@ -199,6 +204,15 @@ impl Wire {
         while (100..200).contains(&head.status) {
             head = self.head()?;
         }
+        self.body_of(head, method)
+    }
+
+    /// Reads the rest of an answer whose head was read; fails the test when it does not come.
+    pub fn answer_after(&mut self, head: Head) -> Answer {
+        self.body_of(head, "GET").unwrap_or_else(|fault| panic!("half an answer: {fault:?}"))
+    }
+
+    fn body_of(&mut self, head: Head, method: &str) -> Result<Answer, Fault> {
         let mut body = Body::of(&head, method)?;
         let mut pieces = Vec::new();
         loop {
