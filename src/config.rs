@@ -19,6 +19,7 @@ pub mod listing;
 mod load;
 mod names;
 mod nearest;
+mod nodes;
 pub mod offline;
 pub mod overview;
 mod price;

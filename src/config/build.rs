@@ -18,6 +18,7 @@ use super::checks;
 use super::fault::shown;
 use super::names::{ECHO, free, split};
 use super::nearest::nearest;
+use super::nodes;
 use super::price;
 use super::raw::{
     CONCURRENCY_DEFAULT, Raw, RawFormat, RawKind, RawLevel, RawLink, RawNamespace, RawPer,
@@ -107,6 +108,8 @@ pub(super) fn build(raw: &Raw, site: &Site<'_>, report: &mut Report) -> Config {
         models,
         prices,
         usage: price::usage(raw),
+        nodes: nodes::nodes(raw, site, report),
+        hooks: nodes::hooks(raw, site, report),
         cache: cache(raw, site, report),
         versions: Versions {
             probation: raw.config.probation.0,
@@ -168,7 +171,7 @@ fn server(raw: &Raw, report: &mut Report) -> Server {
 }
 
 /// Sizes are below 64 GiB by their bounds; a 32-bit machine gets the most that it can address.
-fn bytes(size: Size) -> usize {
+pub(super) fn bytes(size: Size) -> usize {
     usize::try_from(size.0).unwrap_or(usize::MAX)
 }
 
@@ -304,6 +307,7 @@ fn keys(raw: &Raw, report: &mut Report) -> Vec<Key> {
             expires,
             requests: requests(key.requests_per_minute, key.burst, &place, report),
             tokens: Quota::per_minute(key.tokens_per_minute, None),
+            scopes: nodes::scopes(key, &place, report),
         });
     }
     keys

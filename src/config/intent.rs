@@ -7,6 +7,7 @@ use std::time::Duration;
 use crate::base::clock;
 
 use super::nearest::nearest;
+use super::nodes;
 use super::raw::Raw;
 use super::report::{Report, join};
 use super::settings::{Config, Model, Per, Upstream, UpstreamKind};
@@ -19,6 +20,7 @@ pub(super) fn judge(raw: &Raw, config: &Config, report: &mut Report) {
     cache(config, report);
     limits(config, report);
     keys(config, report);
+    nodes::judge(config, report);
     let totals = config.models.iter().filter_map(|model| model.total_timeout);
     let request = totals.fold(config.server.request_timeout, Duration::max);
     for (index, upstream) in config.upstreams.iter().enumerate() {
@@ -158,7 +160,7 @@ fn names_something(config: &Config, pattern: &str) -> bool {
 
 /// Of two settings that do not go together, the one to blame (that which stands in the file, else
 /// the first), and the words for it. The words name the other one.
-fn between<'a, T: std::fmt::Display>(
+pub(super) fn between<'a, T: std::fmt::Display>(
     first: (&'a str, T),
     relation: &str,
     second: (&'a str, T),

@@ -13,6 +13,7 @@ mod access;
 mod health;
 mod history;
 mod alerts;
+mod nodes;
 mod running;
 mod server;
 mod store;
@@ -26,6 +27,7 @@ pub use access::{RawAuth, RawKey, RawLimit, RawPer, RawRoutes};
 pub use alerts::{RawAlert, RawAlerts, RawMeasure, RawNotify, RawNotifyKind, RawOp, RawSeverity};
 pub use health::{RawAffects, RawCheck, RawCheckKind, RawProbe, RawRecovery};
 pub use history::RawHistory;
+pub use nodes::{RawHooks, RawNodes};
 pub use running::{RawCache, RawNamespace, RawOverload, RawResources, RawUsage, RawWatch};
 pub use server::{RawFormat, RawLevel, RawLog, RawOps, RawServer, RawState};
 pub use store::RawStore;
@@ -118,6 +120,11 @@ pub struct Raw {
     /// What is remembered of tokens and cost. With a state directory it is there again after a
     /// restart, but for the last seconds when the process is killed.
     pub usage: RawUsage,
+    /// Companion devices and operators on WebSocket, at `/` and `/ws` of the data plane. Operators show a
+    /// `[[key]]`, or the shared token or password; devices are paired (`tidegate devices`).
+    pub nodes: RawNodes,
+    /// Hooks for agents: `POST /hooks/wake` and `POST /hooks/agent`.
+    pub hooks: RawHooks,
     /// Answers that are kept and given again: to embedding requests, which have one right answer, and
     /// of models that say so. An answer says in `x-tidegate-cache` where it came from (`hit`, `miss`,
     /// `stale`, `coalesced`); a request may say there what it wants (`use`, `bypass`, `refresh`).

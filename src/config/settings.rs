@@ -11,8 +11,10 @@ use crate::base::gcra::Quota;
 
 pub use super::checks::{CheckSpec, Probe, Recovery, What};
 pub mod alerts;
+pub mod nodes;
 
 pub use alerts::Alerts;
+pub use nodes::{Hooks, Nodes};
 
 /// A valid configuration. Immutable: a reload makes another one.
 #[derive(Clone, Debug)]
@@ -47,6 +49,10 @@ pub struct Config {
     pub prices: Prices,
     /// What is remembered of tokens and cost.
     pub usage: Usage,
+    /// Devices and operators on WebSocket.
+    pub nodes: Nodes,
+    /// Hooks for agents.
+    pub hooks: Hooks,
     /// Answers that are kept.
     pub cache: Cache,
     /// How changes are taken.
@@ -234,6 +240,8 @@ pub struct Key {
     pub requests: Option<Quota>,
     /// Tokens in time; `None`: no limit.
     pub tokens: Option<Quota>,
+    /// What it may do on WebSocket, in the protocol's words.
+    pub scopes: Vec<&'static str>,
 }
 
 /// What the limits of a `[[key]]` itself are called where limits have names.

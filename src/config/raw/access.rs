@@ -4,6 +4,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{LIST_MAX, PER_MINUTE_MAX};
+use crate::config::settings::nodes::SCOPES_DEFAULT;
 use crate::config::unit::Span;
 
 /// `[auth]`.
@@ -34,7 +35,7 @@ impl Default for RawAuth {
 }
 
 /// `[[key]]`.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 #[schemars(extend("required" = ["name", "sha256"]))]
 pub struct RawKey {
@@ -75,6 +76,27 @@ pub struct RawKey {
         "x-at-limit" = "429 with Retry-After; 413 when one request alone is estimated above it",
     ))]
     pub tokens_per_minute: u64,
+    /// What it may do on WebSocket, as an operator: `operator.read` to look, `operator.write` to chat and
+    /// to invoke commands of nodes, `operator.admin` for everything, the configuration too;
+    /// `operator.approvals`, `operator.pairing`, `operator.talk`, `operator.talk.secrets`,
+    /// `operator.questions`. None: it cannot connect there.
+    #[schemars(length(max = LIST_MAX))]
+    pub scopes: Vec<String>,
+}
+
+impl Default for RawKey {
+    fn default() -> Self {
+        RawKey {
+            name: String::new(),
+            sha256: String::new(),
+            models: Vec::new(),
+            expires: None,
+            requests_per_minute: 0,
+            burst: None,
+            tokens_per_minute: 0,
+            scopes: SCOPES_DEFAULT.map(str::to_owned).to_vec(),
+        }
+    }
 }
 
 /// Who shares a limit.

@@ -56,6 +56,9 @@ pub struct RawFeatures {
     /// The dashboard: off, its page and `/live` are 404, and pages that are open go on until they
     /// connect again. `/live.json` and `tidegate top` stay.
     pub dashboard: bool,
+
+    /// WebSocket connections: off does what `nodes.enabled = false` does.
+    pub nodes: bool,
 }
 
 impl Default for RawFeatures {
@@ -68,6 +71,7 @@ impl Default for RawFeatures {
             history: true,
             alerts: true,
             dashboard: true,
+            nodes: true,
         }
     }
 }
@@ -80,8 +84,16 @@ mod tests {
     fn a_feature_that_is_off_is_off_whatever_its_section_says() {
         let check = "[[check]]\nname = \"c\"\nkind = \"tcp\"\naddress = \"127.0.0.1:1\"\n";
         let with = |on: bool| {
-            let features =
-                ["cache", "overload", "checks", "recovery", "history", "alerts", "dashboard"];
+            let features = [
+                "cache",
+                "overload",
+                "checks",
+                "recovery",
+                "history",
+                "alerts",
+                "dashboard",
+                "nodes",
+            ];
             let features: String = features.map(|f| format!("features.{f} = {on}\n")).concat();
             let config = parse(&format!("{features}{check}"), None, &|_| None).unwrap().config;
             [
@@ -92,8 +104,9 @@ mod tests {
                 config.history.enabled,
                 config.alerts.enabled,
                 config.ops.dashboard,
+                config.nodes.enabled,
             ]
         };
-        assert_eq!((with(true), with(false)), ([true; 7], [false; 7]));
+        assert_eq!((with(true), with(false)), ([true; 8], [false; 8]));
     }
 }
