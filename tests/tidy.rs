@@ -29,7 +29,13 @@ fn files(folder: &str) -> Vec<PathBuf> {
             let name = path.file_name().unwrap().to_string_lossy().into_owned();
             let built = matches!(
                 name.as_str(),
-                "target" | ".git" | ".venv" | "__pycache__" | "corpus" | "artifacts"
+                "target"
+                    | ".git"
+                    | ".venv"
+                    | "__pycache__"
+                    | "node_modules"
+                    | "corpus"
+                    | "artifacts"
             );
             if path.is_dir() && !built {
                 folders.push(path);
