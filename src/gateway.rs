@@ -41,7 +41,7 @@ use crate::base::id::RequestId;
 use crate::config::settings::Routes;
 use crate::health::overload::{Action, Overload};
 use crate::net::http::{Head, Method, Request, Response};
-use crate::net::service::{Admission, Service, Step};
+use crate::net::service::{Admission, Caller, Service, Step};
 use crate::net::turn::Turn;
 use crate::upstream::calls::Calls;
 
@@ -206,10 +206,24 @@ impl Gateway {
         if let Some(Route::Healthz | Route::Readyz) = routes::route(row) {
             return Ok(Admission { body_max: SMALL_BODY_MAX, route: row, key: None });
         }
+        let key = self.key(&state, head, peer, clock::now())?;
+        if let Err(error) = media::check(head, origin.is_some()) {
+            return Err(Refused { error, key, fields: Fields::new() });
+        }
+        self.within_limits(&state, head, peer, row, key)
+    }
+
+    /// What bounds those who may ask.
+    fn within_limits(
+        &self,
+        state: &State,
+        head: &Head,
+        peer: &SocketAddr,
+        row: u16,
+        key: Option<Arc<str>>,
+    ) -> Result<Admission, Refused> {
         let now = clock::now();
-        let key = self.key(&state, head, peer, now)?;
         let refused = |error, fields| Refused { error, key: key.clone(), fields };
-        media::check(head, origin.is_some()).map_err(|error| refused(error, Fields::new()))?;
         let query_max = state.config.server.query_max;
         self.metrics.query.saw(head.query().len().min(query_max) as u64);
         if head.query().len() > query_max {
@@ -219,7 +233,7 @@ impl Gateway {
         }
         let route = routes::route(row);
         if !state.plan.is_empty() {
-            let address = address(&state, head, peer);
+            let address = address(state, head, peer);
             let routes = route.map_or(Routes::Lists, Route::kind);
             let who = Who { key: key.as_deref(), address, routes };
             let charged = state.plan.request(&who, now);
@@ -241,6 +255,11 @@ impl Gateway {
             _ => SMALL_BODY_MAX,
         };
         Ok(Admission { body_max, route: row, key })
+    }
+
+    /// The models that may be asked for.
+    fn models<'a>(&self, state: &'a State, request: &Request) -> Option<&'a auth::Models> {
+        state.models(request.key.as_deref().filter(|_| !request.granted))
     }
 
     /// The name of the key that is shown. Without keys nobody is asked for one, and one that is shown
@@ -315,7 +334,7 @@ impl Gateway {
             _ => {}
         }
         let (config, catalog) = (&*state.config, &*self.catalog);
-        let allowed = state.models(request.key.as_deref()).ok_or_else(lists::key_is_gone)?;
+        let allowed = self.models(state, request).ok_or_else(lists::key_is_gone)?;
         match routes::route(request.route) {
             _ if request.route == routes::OPTIONS => {
                 let origin = state.rules.origin(&request.head.headers)?;
@@ -359,6 +378,26 @@ impl Service for Gateway {
             let mut response = self.refused(&error, Some(head), record);
             response.headers.extend(fields);
             Box::new(response)
+        })
+    }
+
+    fn admit_inward(
+        &self,
+        head: &Head,
+        caller: &Caller,
+        id: &RequestId,
+    ) -> Result<Admission, Error> {
+        let admitted = match routes::find(head.method, head.path()) {
+            Found::Row(row) => {
+                let key = caller.key.clone();
+                self.within_limits(&self.state.load(), head, &caller.peer, row, key)
+            }
+            _ => Err(Error::new(Kind::NotFound, routes::nothing(head.path())).into()),
+        };
+        admitted.map_err(|Refused { error, .. }| {
+            let record = Record::of_head(Some(head), caller.peer, id, &self.metrics);
+            self.refused(&error, Some(head), record.of_key(caller.key.clone()));
+            error
         })
     }
 

@@ -13,6 +13,7 @@ pub mod http1;
 pub mod http_client;
 mod inbox;
 mod intake;
+pub mod inward;
 mod line;
 pub mod notify;
 pub mod outbound;

@@ -213,7 +213,7 @@ impl Exchange {
     ) -> Result<Built> {
         let ask = Ask::parse(route, body)?;
         record.asked(ask.model(), ask.stream());
-        let models = lists::allowed(state.models(request.key.as_deref()), ask.model())?;
+        let models = lists::allowed(gateway.models(state, request), ask.model())?;
         let Some(resolved) = state.config.resolve(ask.model()) else {
             return Err(lists::not_found(&state.config, &gateway.catalog, models, ask.model()));
         };

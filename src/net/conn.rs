@@ -7,12 +7,14 @@ use std::io;
 use std::mem::MaybeUninit;
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use rustix::buffer::spare_capacity;
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags};
+use socket2::{SockRef, Socket};
 
 use super::address::AddressLease;
 use super::http::{Head, Method, Request};
@@ -81,7 +83,7 @@ impl Current {
 
 /// A client's connection.
 pub struct ClientConn {
-    stream: TcpStream,
+    stream: Socket,
     peer: SocketAddr,
     /// What was read and not used.
     pub input: InputBuffer,
@@ -111,8 +113,21 @@ impl ClientConn {
         stream.set_nonblocking(false)?;
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(STAY))?;
-        socket2::SockRef::from(&stream).set_keepalive(true)?;
-        Ok(ClientConn {
+        SockRef::from(&stream).set_keepalive(true)?;
+        Ok(ClientConn::of(stream.into(), peer, place, address))
+    }
+
+    /// One end of a pair, whose other end is held by the process itself.
+    ///
+    /// # Errors
+    /// When the socket options cannot be set.
+    pub fn inward(stream: UnixStream, peer: SocketAddr, place: Lease) -> io::Result<Self> {
+        stream.set_read_timeout(Some(STAY))?;
+        Ok(ClientConn::of(stream.into(), peer, place, None))
+    }
+
+    fn of(stream: Socket, peer: SocketAddr, place: Lease, address: Option<AddressLease>) -> Self {
+        ClientConn {
             stream,
             peer,
             input: InputBuffer::default(),
@@ -122,7 +137,7 @@ impl ClientConn {
             drain: 0,
             _place: place,
             _address: address,
-        })
+        }
     }
 
     /// Who is at the other end.
@@ -203,7 +218,7 @@ impl ClientConn {
     /// Bounds what the kernel keeps of what was written and not taken, in bytes.
     pub fn keep_unsent(&self, bytes: usize) {
         // Without it there is a larger bound, the system's.
-        let _ = socket2::SockRef::from(&self.stream).set_send_buffer_size(bytes);
+        let _ = self.stream.set_send_buffer_size(bytes);
     }
 
     /// Waits until the socket takes more, at most `wait`. `Ok(false)`: it did not.

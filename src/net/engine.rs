@@ -4,8 +4,8 @@
 use std::io;
 use std::net::SocketAddr;
 use std::os::unix::net::UnixStream;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
@@ -16,6 +16,7 @@ use super::accept;
 use super::address::Addresses;
 use super::inbox::{Inbox, Message, WAKE};
 use super::intake::Env;
+use super::inward::Inward;
 use super::line::Line;
 use super::park::{Park, Purpose, stop_waiting};
 use super::pressure::{Gauge, Throttle};
@@ -57,7 +58,9 @@ pub struct Shared {
     pub(super) connections: Arc<Limit>,
     pub(super) per_address: Arc<Limit>,
     pub(super) bodies: Arc<Limit>,
-    sizes: Sizes,
+    pub(super) sizes: Sizes,
+    /// Requests that the process makes of this engine itself.
+    inward: OnceLock<Arc<Limit>>,
     /// Sockets between the accept thread and the parking thread.
     pub(super) arriving: Arc<Limit>,
     pub(super) answers: Arc<Limit>,
@@ -211,6 +214,16 @@ impl Engine {
         Throttle::new(&self.shared)
     }
 
+    /// A way in for the process itself, for at most `max` requests at a time. One for the engine.
+    pub fn inward(&self, registry: &Registry, max: usize) -> Inward {
+        let limit = self.shared.inward.get_or_init(|| {
+            let name = "inward_max";
+            registry.limit(name, self.shared.name, max as u64, "503 connections_full")
+        });
+        limit.set_max(max as u64);
+        Inward::new(&self.shared, limit)
+    }
+
     /// Takes over new live settings.
     pub fn reconfigure(&self, settings: Settings) {
         self.shared.connections.set_max(settings.connections_max as u64);
@@ -238,7 +251,8 @@ impl Engine {
 
     /// Whether every connection is closed.
     pub fn drained(&self) -> bool {
-        self.shared.connections.now() == 0
+        let inward = self.shared.inward.get().map_or(0, |limit| limit.now());
+        self.shared.connections.now() == 0 && inward == 0
     }
 
     /// Ends all threads; those that are not done by `deadline` are left behind. Returns how many.
@@ -304,6 +318,7 @@ fn shared(
     );
     Shared {
         name: owner,
+        inward: OnceLock::new(),
         inbox,
         workers: Workers::new(fixed.workers, threads, tasks.clone()),
         exchanges,

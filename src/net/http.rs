@@ -214,6 +214,9 @@ pub struct Request {
     pub route: u16,
     /// The name of the key that was shown.
     pub key: Option<Arc<str>>,
+    /// The process itself asks, for somebody whom it let in without a key: `key` is no key's name
+    /// but that of an account.
+    pub granted: bool,
     /// Who asks.
     pub peer: SocketAddr,
     /// When its first byte was read.

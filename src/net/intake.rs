@@ -263,7 +263,17 @@ impl Intake {
             self.started = None;
             let peer = env.peer;
             let (route, key) = (admission.route, admission.key);
-            let request = Request { id, head, body: Vec::new(), budget, route, key, peer, started };
+            let request = Request {
+                id,
+                head,
+                body: Vec::new(),
+                budget,
+                route,
+                key,
+                granted: false,
+                peer,
+                started,
+            };
             return Ok(Some(Box::new(request)));
         }
         self.started = Some(started);
@@ -306,6 +316,7 @@ impl Intake {
                     budget,
                     route,
                     key,
+                    granted: false,
                     peer,
                     started,
                 }))

@@ -8,7 +8,7 @@ use super::http::{Head, Request, Response};
 use super::pump::Flow;
 use super::pump::brisk::Call;
 use super::turn::Turn;
-use crate::base::error::Error;
+use crate::base::error::{Error, Kind};
 use crate::base::id::RequestId;
 use crate::base::permits::{Permit, Permits};
 
@@ -21,6 +21,17 @@ pub struct Admission {
     pub route: u16,
     /// The name of the key that was shown.
     pub key: Option<Arc<str>>,
+}
+
+/// For whom the process makes a request of its own.
+#[derive(Clone, Debug)]
+pub struct Caller {
+    /// The key, or the account, that it counts for.
+    pub key: Option<Arc<str>>,
+    /// `key` is the name of an account that no `[[key]]` stands for.
+    pub granted: bool,
+    /// Where they are, as limits count them.
+    pub peer: SocketAddr,
 }
 
 /// A request's answer, or what it waits for.
@@ -87,6 +98,21 @@ pub trait Service: Send + Sync + 'static {
         peer: &SocketAddr,
         id: &RequestId,
     ) -> Result<Admission, Box<Response>>;
+
+    /// Decides on a request that the process makes itself, for `caller`. Nothing is asked of it that
+    /// tells strangers from friends (host, origin, key); what bounds friends holds. Must not block.
+    ///
+    /// # Errors
+    /// Why not; counted and logged as any other refusal.
+    fn admit_inward(
+        &self,
+        head: &Head,
+        caller: &Caller,
+        id: &RequestId,
+    ) -> Result<Admission, Error> {
+        let _ = (head, caller, id);
+        Err(Error::new(Kind::NotFound, "nothing is asked here from inside"))
+    }
 
     /// Whether [`Service::start`] with this request neither blocks nor takes long where
     /// [`Turn::must_not_block`] says so: then a pump may begin it.

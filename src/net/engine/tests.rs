@@ -11,9 +11,10 @@ use crate::base::id::RequestId;
 use crate::base::permits::Permit;
 use crate::net::http::{Head, Request, Response};
 use crate::net::http1::HeadLimits;
+use crate::net::inward::{self, Came, InwardCall, InwardRequest};
 use crate::net::pressure::Pressure;
 use crate::net::pump::{Flow, FlowStep};
-use crate::net::service::{Admission, GiveUp, Job, Step, Wait};
+use crate::net::service::{Admission, Caller, GiveUp, Job, Step, Wait};
 use crate::net::turn::Turn;
 
 struct Hello {
@@ -137,6 +138,16 @@ impl Service for Hello {
         }
         let body_max = if head.path() == "/large" { 32 << 20 } else { 1000 };
         Ok(Admission { body_max, route: 7, ..Admission::default() })
+    }
+
+    fn admit_inward(
+        &self,
+        head: &Head,
+        caller: &Caller,
+        id: &RequestId,
+    ) -> Result<Admission, Error> {
+        self.admit(head, &caller.peer, id)
+            .map_err(|response| Error::new(Kind::NotFound, response.status.to_string()))
     }
 
     fn start(&self, request: Request, turn: &mut Turn<'_>) -> Step {
@@ -734,4 +745,76 @@ fn under_pressure_answers_are_marked_and_close_and_idle_connections_go() {
     assert!(ask(&mut running.connect()).contains("200 ok"));
     let load = throttle.load();
     assert_eq!((load.running.1, load.waiting.1, load.queued.1), (4, 4, 8));
+}
+
+fn from_inside(path: &'static str) -> InwardRequest {
+    let peer = "127.0.0.1:9".parse().unwrap();
+    let caller = Caller { key: Some("somebody".into()), granted: true, peer };
+    InwardRequest { path, fields: vec![("x-a", "b".to_owned())], body: b"hello".to_vec(), caller }
+}
+
+/// The whole answer: its status and body.
+fn answer_of(call: &mut InwardCall) -> Result<(u16, String), Error> {
+    let bell = crate::net::websocket::Bell::new().unwrap();
+    let until = clock::now() + Duration::from_secs(10);
+    let (mut body, mut ready) = (Vec::new(), Vec::new());
+    while clock::now() < until {
+        inward::wait(&bell, [&*call].into_iter(), until, &mut ready);
+        if call.read(&mut body)? == Came::End {
+            break;
+        }
+    }
+    Ok((call.head().unwrap().status, String::from_utf8(body).unwrap()))
+}
+
+#[test]
+fn what_the_process_asks_itself_is_served_like_any_request() {
+    let running = start();
+    let engine = running.engine.as_ref().unwrap();
+    let inward = engine.inward(&running.registry, 2);
+    for (path, expected) in [
+        ("/a", (200, "hello")),
+        ("/stream", (200, "one two three")),
+        ("/flow", (200, "three four five six\n")),
+        ("/panic", (500, "broken route 7")),
+    ] {
+        let mut call = inward.call(from_inside(path)).unwrap();
+        let (status, body) = answer_of(&mut call).unwrap();
+        assert_eq!((status, &*body), expected, "{path}");
+    }
+    // Bytes that nobody has a use for do not become a request.
+    let mut big = inward.call(from_inside("/big")).unwrap();
+    assert_eq!(answer_of(&mut big).unwrap().1.len(), 8 << 20);
+    let mut broken = inward.call(from_inside("/panic-late")).unwrap();
+    assert_eq!(answer_of(&mut broken).unwrap_err().kind(), Kind::UpstreamCut);
+}
+
+#[test]
+fn what_the_process_asks_itself_is_refused_at_the_bounds_and_ends_with_its_client() {
+    let mut running = start();
+    let kind = |result: Result<InwardCall, Error>| result.unwrap_err().kind();
+    let engine = running.engine.as_ref().unwrap();
+    let inward = engine.inward(&running.registry, 2);
+    assert_eq!(kind(inward.call(from_inside("/no"))), Kind::NotFound);
+    let large = InwardRequest { body: vec![b'x'; 1001], ..from_inside("/a") };
+    assert_eq!(kind(inward.call(large)), Kind::BodyTooLarge);
+    let huge = InwardRequest { body: vec![b'x'; 2 << 20], ..from_inside("/large") };
+    assert_eq!(kind(inward.call(huge)), Kind::BodiesFull);
+    // Two wait for the one permit there is, and are held by somebody who leaves.
+    let permit = running.gate.try_acquire().unwrap();
+    let calls = [inward.call(from_inside("/gate")), inward.call(from_inside("/gate"))];
+    assert!(calls.iter().all(Result::is_ok));
+    assert_eq!(kind(inward.call(from_inside("/a"))), Kind::ConnectionsFull);
+    assert_eq!((running.now("inward_max"), running.now("server.connections_max")), (2, 0));
+    assert!(!engine.drained());
+    drop(calls);
+    let patience = clock::now() + Duration::from_secs(5);
+    while running.now("inward_max") > 0 {
+        assert!(clock::now() < patience, "a call whose client left goes on");
+        std::thread::yield_now();
+    }
+    assert!(engine.drained());
+    drop(permit);
+    running.engine.as_mut().unwrap().begin_drain();
+    assert_eq!(kind(inward.call(from_inside("/a"))), Kind::Draining);
 }
