@@ -6,11 +6,13 @@
 
 pub mod frame;
 pub mod host;
+pub mod idempotency;
 pub mod methods;
 pub mod outbox;
 pub mod peer;
 pub mod refusal;
 pub mod who;
+pub mod writes;
 
 use std::sync::Arc;
 

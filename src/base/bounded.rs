@@ -224,6 +224,11 @@ impl<K: Eq + Hash, V> Lru<K, V> {
         if excess { self.pop_lru() } else { None }
     }
 
+    /// The least recently used entry.
+    pub fn oldest(&self) -> Option<(&K, &V)> {
+        self.entries.peek_lru()
+    }
+
     /// Takes out the least recently used entry.
     pub fn pop_lru(&mut self) -> Option<(K, V)> {
         let gone = self.entries.pop_lru();
