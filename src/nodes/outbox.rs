@@ -219,3 +219,81 @@ impl Outbox {
         put
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn outbox(bytes: u64, total: &Arc<Limit>) -> Outbox {
+        Outbox::new(Bell::new().unwrap(), Bounds { bytes, telemetry: bytes / 4 }, total)
+    }
+
+    fn event(class: Class, size: usize) -> Event {
+        Event { name: "tick", payload: "x".repeat(size).into(), class, version: None }
+    }
+
+    #[test]
+    fn what_is_put_in_comes_out_in_order_and_rings_once() {
+        let total = Limit::detached(1 << 20);
+        let outbox = outbox(1 << 16, &total);
+        assert_eq!(outbox.frame("a".to_owned()), Put::Taken);
+        assert_eq!(outbox.event(event(Class::Control, 5)), Put::Taken);
+        assert!(outbox.bell.hear());
+        assert!(!outbox.bell.hear());
+        assert!(matches!(outbox.take(), Some(Item::Frame(text)) if &*text == "a"));
+        assert!(matches!(outbox.take(), Some(Item::Event(_, 1))));
+        assert!(outbox.take().is_none());
+        assert_eq!((outbox.bytes(), total.now()), (0, 0));
+    }
+
+    #[test]
+    fn telemetry_is_dropped_with_a_gap_in_the_numbers_and_control_is_not() {
+        let total = Limit::detached(1 << 20);
+        let outbox = outbox(4096, &total);
+        assert_eq!(outbox.event(event(Class::Control, 1024)), Put::Taken);
+        assert_eq!(outbox.event(event(Class::Telemetry, 10)), Put::Dropped);
+        assert_eq!(outbox.event(event(Class::Control, 10)), Put::Taken);
+        assert_eq!(outbox.dropped(), 1);
+        let numbers = std::iter::from_fn(|| outbox.take()).filter_map(|item| match item {
+            Item::Event(_, seq) => Some(seq),
+            _ => None,
+        });
+        assert_eq!(numbers.collect::<Vec<_>>(), [1, 3]);
+    }
+
+    #[test]
+    fn a_consumer_that_cannot_take_control_is_closed_and_holds_nothing() {
+        let total = Limit::detached(1 << 20);
+        let outbox = outbox(4096, &total);
+        assert_eq!(outbox.frame("x".repeat(3000)), Put::Taken);
+        assert_eq!(outbox.event(event(Class::Control, 3000)), Put::Overfull);
+        assert_eq!(outbox.frame(String::new()), Put::Closed);
+        assert_eq!(total.now(), 0);
+        assert!(matches!(outbox.take(), Some(Item::Close(1008, _))));
+        assert!(outbox.take().is_none());
+    }
+
+    #[test]
+    fn the_sum_over_all_is_bounded_and_given_back_with_each() {
+        let total = Limit::detached(4096);
+        let (one, other) = (outbox(1 << 16, &total), outbox(1 << 16, &total));
+        assert_eq!(one.frame("x".repeat(3000)), Put::Taken);
+        assert_eq!(other.frame("x".repeat(3000)), Put::Overfull);
+        assert_eq!(total.refused(), 1);
+        drop(one);
+        assert_eq!(total.now(), 0);
+        assert!(other.closed());
+    }
+
+    #[test]
+    fn the_first_reason_of_a_close_counts_and_comes_after_what_waits() {
+        let total = Limit::detached(4096);
+        let outbox = outbox(4096, &total);
+        outbox.frame("bye".to_owned());
+        outbox.close(1012, "service restart");
+        outbox.close(1008, "too late");
+        assert!(matches!(outbox.take(), Some(Item::Frame(_))));
+        assert!(matches!(outbox.take(), Some(Item::Close(1012, _))));
+        assert!(outbox.take().is_none());
+    }
+}
