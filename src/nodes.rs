@@ -6,6 +6,7 @@
 
 pub mod frame;
 pub mod host;
+pub mod limits;
 pub mod idempotency;
 pub mod methods;
 pub mod outbox;
@@ -25,6 +26,7 @@ use crate::observe::log::Tail;
 use crate::store::Store;
 
 use host::Host;
+use limits::Limits;
 
 /// What the room works with.
 #[derive(Clone)]
@@ -38,6 +40,7 @@ pub struct Parts {
     pub desk: Desk,
     pub tail: Option<Arc<Tail>>,
     pub host: Arc<dyn Host>,
+    pub limits: Limits,
 }
 
 /// The room: every connection, and what they share.

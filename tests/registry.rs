@@ -56,6 +56,11 @@ fn stays(limit: &str, owner: &str) -> bool {
         "log.pending_bytes",
         "log.pending_max",
         "metrics.series_max",
+        "nodes.devices_max",
+        "nodes.idempotency_max",
+        "nodes.pairings_max",
+        "nodes.presence_max",
+        "nodes.sessions_max",
         "nodes.idempotency_bytes",
         "nodes.idempotency_max",
         "nodes.writers_max",
@@ -85,7 +90,8 @@ fn stays(limit: &str, owner: &str) -> bool {
 }
 
 /// Settings of which nothing is held: from there on something else happens.
-const THRESHOLDS: [&str; 2] = ["auth.failures_max", "upstream.breaker_failures_max"];
+const THRESHOLDS: [&str; 3] =
+    ["auth.failures_max", "hooks.failures_max", "upstream.breaker_failures_max"];
 
 /// One row of `GET /limits`.
 #[derive(Debug)]

@@ -35,6 +35,7 @@ use crate::health::trim::Trimmers;
 use crate::net::control::Control;
 use crate::net::engine::Engine;
 use crate::net::outbound::Resolver;
+use crate::nodes;
 use crate::observe::log::{self as logs, LogHandle};
 use crate::observe::process;
 use crate::observe::resources::Resources;
@@ -96,6 +97,8 @@ pub struct Running {
     /// Orders to the main loop, and where they are put.
     pub(super) orders: Receiver<Asked>,
     pub(super) desk: Desk,
+    /// Of the connections on WebSocket.
+    pub(super) node_limits: nodes::limits::Limits,
     beat: Beat,
     trimmer: Trimmer,
     trims: Arc<Counter>,
@@ -166,6 +169,7 @@ impl Running {
             "How often free memory was given back to the system.",
             &[],
         );
+        let node_limits = nodes::limits::Limits::new(&registry, &config.nodes, &config.hooks);
         let beat = heartbeats.register("main", MAIN_SILENCE_MAX);
         let board = Board::new(&registry);
         let resolver = Arc::new(Resolver::system(&registry));
@@ -350,6 +354,7 @@ impl Running {
             orders,
             desk,
             exit: Exit::Success,
+            node_limits,
             beat,
             trimmer: Trimmer::new(clock::now()),
             trims,
