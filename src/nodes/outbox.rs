@@ -174,6 +174,13 @@ impl Outbox {
         })
     }
 
+    /// Whether a frame of so many bytes would find room now.
+    pub fn room(&self, bytes: usize) -> bool {
+        let max = self.bounds.bytes;
+        let waiting = self.bytes();
+        waiting == 0 || waiting.saturating_add(bytes as u64 + ITEM_BYTES) <= max
+    }
+
     /// Bytes that wait.
     pub fn bytes(&self) -> u64 {
         self.inner.with(|inner| inner.bytes.amount())
@@ -200,7 +207,9 @@ impl Outbox {
             if class == Class::Telemetry && waiting > self.bounds.telemetry {
                 return (Put::Dropped, false);
             }
-            if waiting + bytes > self.bounds.bytes || !inner.bytes.grow(bytes) {
+            // One that is larger than the bound goes alone: a message may be (`nodes.payload_max`).
+            let over = waiting > 0 && waiting + bytes > self.bounds.bytes;
+            if over || !inner.bytes.grow(bytes) {
                 return (Put::Overfull, false);
             }
             inner.items.push_back(item);
