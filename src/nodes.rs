@@ -4,13 +4,17 @@
 //! pings and ticks are on time whatever a request costs. Requests run on a few method threads; what
 //! takes long is data (a pending call, a run), never a waiting thread.
 
+pub mod connected;
+pub mod fleet;
 pub mod frame;
 pub mod host;
 pub mod limits;
 pub mod idempotency;
+pub mod invoke;
 pub mod methods;
 pub mod outbox;
 pub mod peer;
+pub mod queue;
 pub mod refusal;
 pub mod who;
 pub mod writes;
