@@ -16,6 +16,7 @@ use super::wire::{Answer, Fault, Wire};
 
 mod client;
 mod keys;
+pub mod room;
 
 pub use client::{Client, Hello, Refused};
 pub use keys::Keys;
@@ -340,15 +341,22 @@ impl Ws {
         }
     }
 
-    /// Reads what comes now without waiting, up to `most` bytes; how many there were.
-    pub fn skim(&mut self, most: usize) -> usize {
-        let before = self.buffer.len();
-        while self.buffer.len() - before < most {
-            if self.fill(Instant::now() + Duration::from_millis(1)).is_err() {
-                break;
+    /// Whether a close frame or the end of the connection is there already; takes nothing away.
+    pub fn is_closing(&mut self) -> bool {
+        let ended = loop {
+            match self.fill(Instant::now() + Duration::from_millis(1)) {
+                Ok(()) => {}
+                Err(fault) => break fault != Fault::Timeout,
             }
+        };
+        let mut rest = &self.buffer[..];
+        while let Some((got, length)) = Got::parse(rest) {
+            if got.opcode == CLOSE {
+                return true;
+            }
+            rest = &rest[length..];
         }
-        self.buffer.len() - before
+        ended
     }
 
     /// Closes with a reset instead of a FIN.

@@ -174,7 +174,7 @@ fn a_node_that_cannot_take_a_command_is_not_closed_for_it() {
     let room = Room::new();
     let phone = room.join(1, "phone", "android");
     let _first = room.invoke("camera.snap", None);
-    let large = format!("\"{}\"", "x".repeat(ROOM as usize));
+    let large = format!("\"{}\"", "x".repeat(64 * 1024));
     let second = room.invoke("camera.snap", Some(&large));
     assert_eq!(refusal(&second)["details"]["code"], "UNAVAILABLE");
     assert!(!phone.outbox().closed());

@@ -2,6 +2,9 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -267,6 +270,26 @@ impl Client {
         }
     }
 
+    /// Lets a thread read for it from here on, so that its pings are answered.
+    pub fn idle(mut self) -> Idle {
+        let over = Arc::<AtomicBool>::default();
+        let stop = Arc::clone(&over);
+        let listen = move || {
+            while !stop.load(Ordering::Relaxed) {
+                if let Err(fault) = self.listen(Duration::from_millis(10)) {
+                    return Err(fault);
+                }
+            }
+            Ok(self)
+        };
+        Idle { over, thread: Some(std::thread::spawn(listen)) }
+    }
+
+    /// Closes with a reset instead of a FIN.
+    pub fn reset(self) {
+        self.ws.reset();
+    }
+
     /// The code and the reason that it is closed with; what comes before is thrown away.
     pub fn closed(&mut self) -> Result<(u16, String), Fault> {
         self.ws.closed()
@@ -307,6 +330,27 @@ impl Client {
             _ => panic!("no frame of the protocol: {text}"),
         }
         Ok(())
+    }
+}
+
+/// A client that a thread reads for.
+pub struct Idle {
+    over: Arc<AtomicBool>,
+    thread: Option<JoinHandle<Result<Client, Fault>>>,
+}
+
+impl Idle {
+    /// The client again; fails the test when its connection has ended.
+    pub fn back(mut self) -> Client {
+        self.over.store(true, Ordering::Relaxed);
+        let client = self.thread.take().unwrap().join().unwrap();
+        client.unwrap_or_else(|fault| panic!("an idle client was cut off: {fault:?}"))
+    }
+}
+
+impl Drop for Idle {
+    fn drop(&mut self) {
+        self.over.store(true, Ordering::Relaxed);
     }
 }
 
