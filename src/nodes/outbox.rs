@@ -74,7 +74,8 @@ const ITEMS_KEPT: usize = 16;
 /// The bounds of one outbox.
 #[derive(Clone, Copy, Debug)]
 pub struct Bounds {
-    /// Bytes that may wait for one connection: `nodes.buffered_max`.
+    /// Bytes that may wait for one connection: `nodes.buffered_max`. A message that is larger by
+    /// itself is taken when nothing else waits, or it could never be sent.
     pub bytes: u64,
     /// Bytes from which on telemetry is dropped.
     pub telemetry: u64,
@@ -280,6 +281,14 @@ mod tests {
         assert_eq!(total.now(), 0);
         assert!(matches!(outbox.take(), Some(Item::Close(1008, _))));
         assert!(outbox.take().is_none());
+    }
+
+    #[test]
+    fn a_message_above_the_bound_is_taken_when_it_is_the_only_one() {
+        let total = Limit::detached(1 << 20);
+        let outbox = outbox(4096, &total);
+        assert_eq!(outbox.frame("x".repeat(10_000)), Put::Taken);
+        assert_eq!(outbox.frame(String::new()), Put::Overfull);
     }
 
     #[test]

@@ -95,7 +95,8 @@ pub struct RawNodes {
     ))]
     pub messages_total_max: Size,
 
-    /// Bytes that wait to be sent on one connection, as announced to clients.
+    /// Bytes that wait to be sent on one connection, as announced to clients. A larger message is
+    /// sent nevertheless when nothing else waits.
     #[schemars(extend(
         "x-min" = "64KiB",
         "x-max" = "1GiB",
