@@ -94,6 +94,8 @@ pub enum Kind {
     BodyTooLarge,
     /// An expectation other than `100-continue`.
     Expectation,
+    /// Another version of WebSocket than 13.
+    WebSocketVersion,
     /// No such path.
     NotFound,
     /// The path exists, the method does not.
@@ -234,6 +236,7 @@ impl Kind {
             Kind::RequestTimeout => ("request_timeout", 408, Validation, Info, false),
             Kind::BodyTooLarge => ("body_too_large", 413, Validation, Info, false),
             Kind::Expectation => ("expectation_failed", 417, Validation, Info, false),
+            Kind::WebSocketVersion => ("websocket_version", 426, Validation, Info, false),
             Kind::NotFound => ("not_found", 404, Validation, Info, false),
             Kind::MethodNotAllowed => ("method_not_allowed", 405, Validation, Info, false),
             Kind::InvalidJson => ("invalid_json", 400, Validation, Info, false),

@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use crate::base::error::{Class, Error};
+use crate::base::error::{Class, Error, Kind};
 use crate::llm::{self, Dialect};
 use crate::net::http::Response;
 
@@ -33,6 +33,9 @@ pub fn response(error: &Error, path: &str) -> Response {
     if row.class == Class::Auth && row.status == 401 {
         response = response.with("www-authenticate", "Bearer");
     }
+    if error.kind() == Kind::WebSocketVersion {
+        response = response.with("upgrade", "websocket").with("sec-websocket-version", "13");
+    }
     response
 }
 
@@ -59,7 +62,6 @@ fn problem(error: &Error) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::base::error::Kind;
     use crate::gateway::routes::{self, Found};
     use crate::net::http::Method;
 

@@ -20,6 +20,7 @@ use super::address::AddressLease;
 use super::http::{Head, Method, Request};
 use super::intake::{InputBuffer, Intake, Refusal};
 use super::settings::{READ_BYTES, STAY};
+use super::websocket::Upgraded;
 use crate::base::clock;
 use crate::base::heartbeat::{self, Doing};
 use crate::base::id::RequestId;
@@ -238,6 +239,14 @@ impl ClientConn {
             Ok(_) => Ok(true),
             Err(errno) => Err(errno.into()),
         }
+    }
+
+    /// The socket, what was read behind the request, and what the connection holds of the limits:
+    /// it is no HTTP connection any more.
+    pub fn upgraded(mut self) -> Upgraded {
+        let leftover = std::mem::take(self.input.space());
+        let ClientConn { stream, peer, _place, _address, .. } = self;
+        Upgraded { stream, peer, leftover, _place, _address }
     }
 
     /// Ends our side; what was written still arrives.

@@ -36,6 +36,7 @@ use super::intake::Advance;
 use super::service::{GiveUp, Job, Wait};
 use super::settings::PARK_READ_BYTES_MAX;
 use super::unsent::Unsent;
+use super::websocket::Taker;
 use super::workers::{Healing, Task, Work, Workers};
 use super::{http1, respond};
 
@@ -68,6 +69,13 @@ pub enum Purpose {
         out: Vec<u8>,
         /// Close it afterwards.
         close: bool,
+    },
+    /// To take the rest of its 101, and to be handed over then.
+    Upgrade {
+        /// What was not sent yet.
+        out: Vec<u8>,
+        /// Who takes it.
+        taker: Taker,
     },
     /// To be closed once the client has the answer; our side is shut already.
     Linger,
@@ -313,6 +321,7 @@ impl Park {
                 }
             },
             Purpose::Flush { out, close } => self.flush(conn, out, close, now),
+            Purpose::Upgrade { out, taker } => self.upgrade(conn, out, taker, now),
             Purpose::Linger => self.linger(conn, now),
             Purpose::Wait { job, wait } => self.wait(conn, job, wait, now),
             Purpose::Start(request) => {

@@ -13,6 +13,7 @@ use super::respond;
 use super::service::Step;
 use super::settings::TURNS_MAX;
 use super::turn::{OUT_BYTES_KEPT, Turn};
+use super::websocket::{Accept, Taker};
 use super::workers::{Occupied, Task, Work};
 use crate::base::clock;
 use crate::base::error::{Error, Kind};
@@ -91,6 +92,10 @@ pub fn serve(
                 shared.inbox.park(conn, Purpose::Wait { job, wait });
                 return;
             }
+            Step::Upgrade { accept, taker } => {
+                upgrade(shared, conn, &accept, taker);
+                return;
+            }
             Step::Defer(job) => {
                 let slot = scratch.slot.take();
                 shared.inbox.park(conn, Purpose::Resume { job, slot });
@@ -147,6 +152,20 @@ pub(super) fn turn(
             };
             (false, step)
         }
+    }
+}
+
+/// Sends a 101 without blocking, and hands the connection over; what the socket does not take now
+/// is parked.
+pub(super) fn upgrade(shared: &Arc<Shared>, conn: Box<ClientConn>, accept: &Accept, taker: Taker) {
+    let Some(current) = conn.current.as_ref() else { return };
+    let mut out = accept.head(current);
+    let Ok(sent) = conn.send_now(&out) else { return };
+    if sent == out.len() {
+        taker(conn.upgraded());
+    } else {
+        out.drain(..sent);
+        shared.inbox.park(conn, Purpose::Upgrade { out, taker });
     }
 }
 

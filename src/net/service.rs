@@ -8,6 +8,7 @@ use super::http::{Head, Request, Response};
 use super::pump::Flow;
 use super::pump::brisk::Call;
 use super::turn::Turn;
+use super::websocket::{Accept, Taker};
 use crate::base::error::{Error, Kind};
 use crate::base::id::RequestId;
 use crate::base::permits::{Permit, Permits};
@@ -55,6 +56,13 @@ pub enum Step {
     Ask(Box<dyn Call>),
     /// What comes next might block: on a pump, a worker takes it over by [`Job::run`].
     Defer(Box<dyn Job>),
+    /// The connection becomes a WebSocket: the engine sends the 101 and hands it over.
+    Upgrade {
+        /// The opening handshake.
+        accept: Accept,
+        /// Who takes it.
+        taker: Taker,
+    },
     /// The request waits as data, and goes on with [`Job::run`] once a permit is granted.
     Wait(Box<dyn Job>, Wait),
 }

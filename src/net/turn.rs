@@ -79,6 +79,11 @@ impl Turn<'_> {
         self.shared.settings.load().waiting_timeout
     }
 
+    /// Whether the engine is on its way out: nothing that lasts begins any more.
+    pub fn draining(&self) -> bool {
+        self.shared.draining()
+    }
+
     /// Who asks.
     pub fn peer(&self) -> SocketAddr {
         self.conn.peer()

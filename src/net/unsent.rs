@@ -4,6 +4,7 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use super::conn::ClientConn;
+use super::websocket::Taker;
 use crate::base::metrics::Lease;
 
 /// Room left in a buffer whose first part was sent before its memory is given back, in bytes.
@@ -15,6 +16,8 @@ pub struct Unsent {
     sent: usize,
     /// Close the connection afterwards.
     pub close: bool,
+    /// Who takes the connection afterwards, when it becomes a WebSocket.
+    pub taker: Option<Taker>,
     /// When the socket last took something.
     moved: Instant,
     end_by: Instant,
@@ -33,7 +36,7 @@ pub enum Sent {
 impl Unsent {
     /// An answer that must be out by `end_by`.
     pub fn new(bytes: Vec<u8>, close: bool, now: Instant, end_by: Instant) -> Self {
-        Unsent { bytes, sent: 0, close, moved: now, end_by, held: None }
+        Unsent { bytes, sent: 0, close, taker: None, moved: now, end_by, held: None }
     }
 
     /// Sends what the socket takes now.

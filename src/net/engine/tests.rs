@@ -8,7 +8,9 @@ use std::time::Duration;
 use super::*;
 use crate::base::error::{Error, Kind};
 use crate::base::id::RequestId;
+use crate::base::lock::{Locked, Rank};
 use crate::base::permits::Permit;
+use crate::net::conn::ClientConn;
 use crate::net::http::{Head, Request, Response};
 use crate::net::http1::HeadLimits;
 use crate::net::inward::{self, Came, InwardCall, InwardRequest};
@@ -16,6 +18,7 @@ use crate::net::pressure::Pressure;
 use crate::net::pump::{Flow, FlowStep};
 use crate::net::service::{Admission, Caller, GiveUp, Job, Step, Wait};
 use crate::net::turn::Turn;
+use crate::net::websocket::{self, Upgraded};
 
 struct Hello {
     gate: Arc<Permits>,
@@ -23,7 +26,11 @@ struct Hello {
     running: Arc<Barrier>,
     looks: Arc<AtomicUsize>,
     beats: Arc<Heartbeats>,
+    taken: Taken,
 }
+
+/// Connections that became WebSockets.
+type Taken = Arc<Locked<Vec<Upgraded>>>;
 
 struct Gated {
     gate: Option<Permit>,
@@ -223,6 +230,14 @@ impl Service for Hello {
                 let flow = Lines { upstream: Some(upstream), _writing: writing.unwrap() };
                 Step::Flow { flow: Box::new(flow), bytes: 0 }
             }
+            "/ws" => {
+                let accept = websocket::accept(&request.head).unwrap();
+                let taken = Arc::clone(&self.taken);
+                let taker = Box::new(move |upgraded| {
+                    taken.with(|taken| taken.push(upgraded));
+                });
+                Step::Upgrade { accept, taker }
+            }
             "/big" => Step::Respond(Response::text(200, vec![b'x'; 8 << 20])),
             "/huge" => Step::Respond(Response::text(200, vec![b'x'; 64 << 20])),
             _ => Step::Respond(Response::text(200, request.body)),
@@ -266,6 +281,7 @@ struct Running {
     running: Arc<Barrier>,
     looks: Arc<AtomicUsize>,
     registry: Registry,
+    taken: Taken,
 }
 
 fn start() -> Running {
@@ -274,11 +290,13 @@ fn start() -> Running {
     let running = Arc::new(Barrier::new(8 + 1));
     let looks = Arc::<AtomicUsize>::default();
     let beats = Arc::<Heartbeats>::default();
+    let taken = Arc::new(Locked::new(Rank::Leaf, Vec::new()));
     let service = Arc::new(Hello {
         gate: Arc::clone(&gate),
         running: Arc::clone(&running),
         looks: Arc::clone(&looks),
         beats: Arc::clone(&beats),
+        taken: Arc::clone(&taken),
     });
     let fixed = Fixed {
         name: "data",
@@ -289,7 +307,7 @@ fn start() -> Running {
     };
     let registry = Registry::default();
     let engine = Engine::start(&fixed, settings(), service, &registry, &beats).unwrap();
-    Running { engine: Some(engine), gate, running, looks, registry }
+    Running { engine: Some(engine), gate, running, looks, registry, taken }
 }
 
 impl Running {
@@ -307,6 +325,7 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
+        self.taken.with(Vec::clear);
         let engine = self.engine.take().unwrap();
         let late = engine.stop(clock::now() + Duration::from_secs(5));
         assert_eq!(late, 0, "threads left");
@@ -755,7 +774,7 @@ fn from_inside(path: &'static str) -> InwardRequest {
 
 /// The whole answer: its status and body.
 fn answer_of(call: &mut InwardCall) -> Result<(u16, String), Error> {
-    let bell = crate::net::websocket::Bell::new().unwrap();
+    let bell = websocket::Bell::new().unwrap();
     let until = clock::now() + Duration::from_secs(10);
     let (mut body, mut ready) = (Vec::new(), Vec::new());
     while clock::now() < until {
@@ -771,7 +790,7 @@ fn answer_of(call: &mut InwardCall) -> Result<(u16, String), Error> {
 fn what_the_process_asks_itself_is_served_like_any_request() {
     let running = start();
     let engine = running.engine.as_ref().unwrap();
-    let inward = engine.inward(&running.registry, 2);
+    let inward = engine.inward(&running.registry, 8);
     for (path, expected) in [
         ("/a", (200, "hello")),
         ("/stream", (200, "one two three")),
@@ -817,4 +836,56 @@ fn what_the_process_asks_itself_is_refused_at_the_bounds_and_ends_with_its_clien
     drop(permit);
     running.engine.as_mut().unwrap().begin_drain();
     assert_eq!(kind(inward.call(from_inside("/a"))), Kind::Draining);
+}
+
+const UPGRADE: &str = "GET /ws HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: websocket\r\n\
+    sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
+
+#[test]
+fn a_connection_that_becomes_a_websocket_is_handed_over_with_what_came_and_keeps_its_place() {
+    let running = start();
+    let mut stream = running.connect();
+    // On a connection that had an answer before, and with bytes behind the request.
+    stream
+        .write_all(format!("GET / HTTP/1.1\r\nhost: x\r\n\r\n{UPGRADE}early").as_bytes())
+        .unwrap();
+    let got = read_until(&mut stream, "connection: upgrade\r\n\r\n");
+    assert!(got.contains("HTTP/1.1 101 Switching Protocols\r\n"), "{got}");
+    while running.taken.with(|taken| taken.is_empty()) {
+        std::thread::yield_now();
+    }
+    let upgraded = running.taken.with(Vec::pop).unwrap();
+    assert_eq!(upgraded.leftover, b"early");
+    assert_eq!(upgraded.peer(), stream.local_addr().unwrap());
+    assert_eq!(running.now("server.connections_max"), 1);
+    assert!(!running.engine.as_ref().unwrap().drained());
+    drop(upgraded);
+    assert_eq!(read_until(&mut stream, "never"), "", "the engine has no hand on it");
+    assert_eq!(running.now("server.connections_max"), 0);
+}
+
+#[test]
+fn a_101_that_the_socket_does_not_take_at_once_is_parked_and_the_connection_handed_over_then() {
+    let running = start();
+    let shared = &running.engine.as_ref().unwrap().shared;
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let (stream, peer) = listener.accept().unwrap();
+    let place = shared.connections.try_take(1).unwrap();
+    let conn = Box::new(ClientConn::new(stream, peer, place, None).unwrap());
+    let taken = Arc::clone(&running.taken);
+    let taker = Box::new(move |upgraded| taken.with(|taken| taken.push(upgraded)));
+    let out = vec![b'x'; 16 << 20];
+    shared.inbox.park(conn, Purpose::Upgrade { out, taker });
+    while running.now("server.answers_total_max") == 0 {
+        std::thread::yield_now();
+    }
+    assert!(running.taken.with(|taken| taken.is_empty()), "its rest is not out");
+    let mut got = vec![0; 16 << 20];
+    client.read_exact(&mut got).unwrap();
+    while running.taken.with(|taken| taken.is_empty()) {
+        std::thread::yield_now();
+    }
+    assert_eq!(running.now("server.answers_total_max"), 0);
+    assert_eq!(running.now("server.connections_max"), 1);
 }

@@ -11,6 +11,7 @@ use crate::net::intake::Refusal;
 use crate::net::respond;
 use crate::net::settings::{DRAIN_TIMEOUT, LINGER_BYTES_MAX, LINGER_TIMEOUT, PARK_READ_BYTES_MAX};
 use crate::net::unsent::{Sent, Unsent};
+use crate::net::websocket::Taker;
 
 use super::{ANSWER_REST_MIN, Linger, Park, State};
 
@@ -44,6 +45,26 @@ impl Park {
         match unsent.send(&conn, now) {
             Ok(Sent::All) => self.answered(conn, close, now),
             Ok(Sent::Rest) => self.hold(conn, unsent, now),
+            Err(_) => {}
+        }
+    }
+
+    /// Sends the rest of a 101, which is rare: the socket was full of an answer before it.
+    pub(super) fn upgrade(
+        &mut self,
+        conn: Box<ClientConn>,
+        out: Vec<u8>,
+        taker: Taker,
+        now: Instant,
+    ) {
+        let end_by = now + self.shared.settings.load().request_timeout;
+        let mut unsent = Unsent::new(out, true, now, end_by);
+        match unsent.send(&conn, now) {
+            Ok(Sent::All) => taker(conn.upgraded()),
+            Ok(Sent::Rest) => {
+                unsent.taker = Some(taker);
+                self.hold(conn, unsent, now);
+            }
             Err(_) => {}
         }
     }
@@ -98,9 +119,12 @@ impl Park {
                 self.set_timer(index, Some(deadline));
             }
             Ok(Sent::All) => {
-                let close = unsent.close;
+                let (close, taker) = (unsent.close, unsent.taker.take());
                 if let Some(entry) = self.remove(index) {
-                    self.answered(entry.conn, close, now);
+                    match taker {
+                        Some(taker) => taker(entry.conn.upgraded()),
+                        None => self.answered(entry.conn, close, now),
+                    }
                 }
             }
             Err(_) => {

@@ -339,6 +339,11 @@ impl Pump {
             Step::Respond(response) => self.answer(index, &response, keep, now),
             Step::Ask(call) => self.ask(index, call, slot, now),
             Step::Defer(job) => self.hand_on(index, |_| Purpose::Resume { job, slot }),
+            Step::Upgrade { accept, taker } => {
+                if let Some(Entry::Brisk(entry)) = self.take(index) {
+                    serve::upgrade(&self.shared, entry.conn, &accept, taker);
+                }
+            }
             Step::Wait(job, wait) => self.hand_on(index, |_| Purpose::Wait { job, wait }),
             Step::Streamed { keep_alive: true } => self.stay(index, now),
             Step::Streamed { keep_alive: false } => {
