@@ -7,6 +7,7 @@
 pub mod connected;
 pub mod fleet;
 pub mod frame;
+pub mod health;
 pub mod host;
 pub mod limits;
 pub mod idempotency;
@@ -29,6 +30,7 @@ use crate::base::orders::Desk;
 use crate::observe::log::Tail;
 use crate::store::Store;
 
+use fleet::Fleet;
 use host::Host;
 use limits::Limits;
 
@@ -50,11 +52,17 @@ pub struct Parts {
 /// The room: every connection, and what they share.
 pub struct Nodes {
     parts: Parts,
+    fleet: Fleet,
 }
 
 impl Nodes {
     /// The handles that it was made with.
     pub fn parts(&self) -> &Parts {
         &self.parts
+    }
+
+    /// The nodes at work.
+    pub fn fleet(&self) -> &Fleet {
+        &self.fleet
     }
 }

@@ -126,10 +126,10 @@ impl Outcomes {
     fn new(registry: &Registry) -> Self {
         let help = "Commands asked of nodes, by what came of them.";
         let outcome =
-            |word| registry.counter("tidegate_node_invocations_total", help, &[("outcome", word)]);
+            |word| registry.counter("tidegate_nodes_invocations_total", help, &[("outcome", word)]);
         let unasked = "Results of nodes that nobody waits for: late ones, and of foreign calls.";
         let ignored = |word| {
-            registry.counter("tidegate_node_results_ignored_total", unasked, &[("why", word)])
+            registry.counter("tidegate_nodes_results_ignored_total", unasked, &[("why", word)])
         };
         let seconds = "From the request to a node until its result.";
         Outcomes {
@@ -140,7 +140,7 @@ impl Outcomes {
             unsent: outcome("unsent"),
             late: ignored("late"),
             foreign: ignored("foreign"),
-            seconds: registry.histogram("tidegate_node_invocation_seconds", seconds, &[]),
+            seconds: registry.histogram("tidegate_nodes_invocation_seconds", seconds, &[]),
         }
     }
 }

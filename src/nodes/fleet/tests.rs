@@ -60,7 +60,7 @@ impl Room {
     }
 
     fn count(&self, outcome: &str) -> u64 {
-        let name = "tidegate_node_invocations_total";
+        let name = "tidegate_nodes_invocations_total";
         self.registry.counter(name, "", &[("outcome", outcome)]).value()
     }
 }

@@ -162,6 +162,7 @@ class Page {
     sections.health(shown);
     sections.limits(shown, this.limitsMore);
     sections.cache(shown);
+    sections.nodes(shown);
     sections.events(shown, this.eventsMore);
   }
 

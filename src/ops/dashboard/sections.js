@@ -150,6 +150,43 @@ export function cache(document) {
   });
 }
 
+/** What there is on WebSocket, by the limits that bound it. */
+const NODES = [
+  ["Connections", "nodes.connections_max", "nodes_connections_now"],
+  ["Nodes connected", "nodes.connected_max", "nodes_connected_now"],
+  ["Devices that ask to be paired", "nodes.pairings_max", "nodes_pairings_now"],
+  ["Commands under way", "nodes.pending_max", "nodes_pending_now"],
+  ["Runs", "nodes.runs_max", "nodes_runs_now"],
+];
+
+/** Shown once there was a connection, or a device asks to be paired. */
+export function nodes(document) {
+  const rows = NODES.map(([name, key, figure]) => ({ name, figure, limit: limit(document, key, "") })).filter((row) => row.limit);
+  const used = rows.some((row) => row.limit.high_water > 0);
+  attribute(byId("nodes").closest("section"), "hidden", used ? null : "");
+  if (!used) return;
+  list(byId("nodes").tBodies[0], rows, (row) => row.name, () => el("tr", {},
+    el("th", { scope: "row" }), el("td", {}, el("div", { class: "held" }, bar(), el("span", { class: "amount" }, el("span"), el("span")))),
+    el("td", { class: "number" })),
+  (node, row) => {
+    const { now, high_water: high, max } = row.limit;
+    const [name, held, most] = node.children;
+    const [meter, amount] = held.firstElementChild.children;
+    text(name, row.name);
+    setBar(meter, row.name, { now, high, max, show: format.count });
+    attribute(amount.firstElementChild, "data-figure", row.figure);
+    attribute(amount.firstElementChild, "data-value", String(now));
+    text(amount.firstElementChild, format.count(now));
+    text(amount.lastElementChild, ` of ${format.count(max)}`);
+    text(most, format.count(high));
+  });
+  const dropped = (kind) => sum(document, "tidegate_nodes_events_dropped_total", { class: kind });
+  const failed = sum(document, "tidegate_nodes_invocations_total", { outcome: /^(timeout|gone|unsent)$/ });
+  const dead = sum(document, "tidegate_nodes_ended_total", { reason: "dead" });
+  text(byId("nodes-told"), `Since the start: ${format.whole(dropped("telemetry") + dropped("control"))} events dropped for slow ones, `
+    + `${format.whole(failed)} commands without an answer, ${format.whole(dead)} connections found dead.`);
+}
+
 const CHECKS = { ok: "good", degraded: "warn", pending: "idle", failed: "bad" };
 
 export function health({ health: { checks, threads } }) {

@@ -21,7 +21,7 @@ const EVENTS_MAX: usize = 40;
 const BREAKERS_MAX: usize = 128;
 
 /// Families that are shown, added up over all labels but these.
-const SHOWN: [(&str, &[&str]); 17] = [
+const SHOWN: [(&str, &[&str]); 20] = [
     ("tidegate_http_requests_total", &["status", "code"]),
     ("tidegate_http_request_seconds", &[]),
     ("tidegate_first_token_seconds", &[]),
@@ -39,6 +39,9 @@ const SHOWN: [(&str, &[&str]); 17] = [
     ("tidegate_resource_growth_per_hour", &["measure"]),
     ("tidegate_events_total", &["kind"]),
     ("tidegate_config_reloads_total", &["outcome"]),
+    ("tidegate_nodes_events_dropped_total", &["class"]),
+    ("tidegate_nodes_invocations_total", &["outcome"]),
+    ("tidegate_nodes_ended_total", &["reason"]),
 ];
 
 /// Makes documents.
