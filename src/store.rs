@@ -12,6 +12,7 @@
 mod ballast;
 mod batch;
 pub mod db;
+pub mod devices;
 pub mod events;
 mod file;
 mod holder;
