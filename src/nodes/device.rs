@@ -245,7 +245,7 @@ mod tests {
 
     #[test]
     fn another_key_id_nonce_or_time_is_told_apart() {
-        let (made, other) = (made(1), self::made(2));
+        let (made, other, third) = (made(1), made(2), made(3));
         let sign = |text: &str| encoded(&made.signing.sign(text.as_bytes()).to_bytes());
         let good = sign(&v3(&made.id, "t"));
         assert_eq!(shown(&made, &good, NOW, "n", &ASKED), Ok(()));
@@ -270,7 +270,8 @@ mod tests {
             "another device's signature"
         );
         for key in ["", "AAAA", "!", &"A".repeat(44)] {
-            let wrong = Made { id: other.id.clone(), key: key.to_owned(), signing: self::made(3).signing };
+            let wrong =
+                Made { id: other.id.clone(), key: key.to_owned(), signing: third.signing.clone() };
             assert!(shown(&wrong, &good, NOW, "n", &ASKED).is_err(), "{key}");
         }
     }
