@@ -193,6 +193,10 @@ pub enum Kind {
     StoreFull,
     /// The store could not do it.
     StoreFailed,
+    /// `nodes.devices_max`.
+    DevicesFull,
+    /// `nodes.pairings_max`, or the part of it that one address may have.
+    PairingsFull,
     /// A configuration that was refused: the one that ran runs on.
     InvalidConfig,
     /// The configuration was changed by somebody else meanwhile.
@@ -290,6 +294,8 @@ impl Kind {
             Kind::StoreBusy => ("store_busy", 503, Overload, Warn, true),
             Kind::StoreFull => ("store_full", 507, Overload, Error, true),
             Kind::StoreFailed => ("store_failed", 500, Internal, Error, false),
+            Kind::DevicesFull => ("devices_full", 503, Overload, Warn, true),
+            Kind::PairingsFull => ("pairings_full", 503, Overload, Warn, true),
             Kind::InvalidConfig => ("invalid_config", 422, Validation, Warn, false),
             Kind::ConfigMoved => ("config_moved", 412, Validation, Warn, false),
             Kind::ConfigRejected => ("config_rejected", 422, Validation, Warn, false),

@@ -95,7 +95,11 @@ impl Limits {
             ),
             runs: entries("nodes.runs_max", n.runs_max, "UNAVAILABLE"),
             devices: entries("nodes.devices_max", n.devices_max, "approvals are refused"),
-            pairings: entries("nodes.pairings_max", n.pairings_max, "the oldest is forgotten"),
+            pairings: entries(
+                "nodes.pairings_max",
+                n.pairings_max,
+                "no further device can ask; a fourth of it for each address",
+            ),
             idempotency: entries(
                 "nodes.idempotency_max",
                 n.idempotency_max,

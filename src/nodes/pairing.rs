@@ -25,13 +25,12 @@ use crate::base::clock;
 use crate::base::error::{Error, Kind};
 use crate::base::events::Events;
 use crate::base::lock::{Locked, Rank};
-use crate::base::metrics::{Limit, Registry};
-use crate::config::settings::Nodes as Settings;
+use crate::base::metrics::Limit;
 use crate::store::{Stand, Store, devices};
 
 use super::tokens::{self, Digest};
 use super::who::{Identity, Role, Scopes};
-use table::{Asked, Fault, Table};
+use table::{Asked, Fault, Row, Table};
 
 /// How long the store may take for what somebody waits for.
 const STORE_MAX: Duration = Duration::from_secs(5);
@@ -90,40 +89,24 @@ pub struct Lost {
 }
 
 impl Devices {
-    /// None yet: they are read when the first is asked for.
+    /// None yet: they are read when the first is asked for. The limits are those of
+    /// [`super::limits::Limits`].
     pub fn new(
-        registry: &Registry,
+        devices_max: &Arc<Limit>,
+        pairings_max: &Arc<Limit>,
         events: &Arc<Events>,
         store: &Arc<Store>,
-        settings: &Settings,
-    ) -> Arc<Self> {
-        let limit = |name, max: usize, consequence| {
-            registry.limit(name, "", max as u64, consequence)
-        };
-        Arc::new(Devices {
+    ) -> Self {
+        Devices {
             store: Arc::clone(store),
             events: Arc::clone(events),
             table: Locked::new(Rank::Leaf, Table::default()),
             loaded: AtomicBool::new(false),
             epoch: AtomicU64::new(0),
             washing: Locked::new(Rank::Leaf, None),
-            devices_max: limit(
-                "nodes.devices_max",
-                settings.devices_max,
-                "no further device is approved",
-            ),
-            pairings_max: limit(
-                "nodes.pairings_max",
-                settings.pairings_max,
-                "no further device can ask to be paired",
-            ),
-        })
-    }
-
-    /// Takes over new bounds. What is there already stays.
-    pub fn reconfigure(&self, settings: &Settings) {
-        self.devices_max.set_max(settings.devices_max as u64);
-        self.pairings_max.set_max(settings.pairings_max as u64);
+            devices_max: Arc::clone(devices_max),
+            pairings_max: Arc::clone(pairings_max),
+        }
     }
 
     /// Reads the devices, if that was not done yet. To be called before anything else here is asked.
@@ -212,12 +195,13 @@ impl Devices {
             asked
         });
         match asked {
-            Asked::Same(request) => Ok(Wish { request, new: false, instead_of: None }),
+            Asked::Same(request) => Ok(Wish { request: *request, new: false, instead_of: None }),
             Asked::New(request, instead_of) => {
                 let (role, why) = (role.as_str(), why.as_str());
                 let text = format!("as {role}, {why}: tidegate devices approve {}", request.id);
                 self.events.record(Level::Warn, "device_asks", short(&device), text);
-                Ok(Wish { request, new: true, instead_of })
+                let instead_of = instead_of.map(|old| *old);
+                Ok(Wish { request: *request, new: true, instead_of })
             }
             Asked::Full => {
                 self.pairings_max.refuse();
@@ -438,7 +422,7 @@ impl Devices {
             return;
         }
         let ids: Vec<Arc<str>> = rows.iter().map(|(id, _)| Arc::clone(id)).collect();
-        let change = |(id, row): (Arc<str>, Option<(Arc<Device>, Seen)>)| match row {
+        let change = |(id, row): Row| match row {
             Some((device, seen)) => {
                 devices::Change::Keep(id.to_string(), record::write(&device, &seen))
             }

@@ -105,6 +105,23 @@ impl Scopes {
         Scopes(asked.0 & allowed.fold(0, |all, (scope, _)| all | *scope as u16))
     }
 
+    /// The rights that this set and `asked` both allow: `asked` itself when this set allows all of it.
+    /// Whoever asks for `operator.admin` and may not have it gets what it may have.
+    #[must_use]
+    pub fn both(self, asked: Scopes) -> Scopes {
+        if self.cover(asked) {
+            return asked;
+        }
+        let both = SCOPES.iter().filter(|(scope, _)| self.allow(*scope) && asked.allow(*scope));
+        Scopes(both.fold(0, |all, (scope, _)| all | *scope as u16))
+    }
+
+    /// The rights of both sets.
+    #[must_use]
+    pub fn or(self, other: Scopes) -> Scopes {
+        Scopes(self.0 | other.0)
+    }
+
     /// Whether everything in `other` is allowed by this set.
     pub fn cover(self, other: Scopes) -> bool {
         self.grant(other) == other
@@ -179,6 +196,13 @@ pub struct Identity {
     pub commands: Box<[Box<str>]>,
 }
 
+impl Identity {
+    /// Whether the connection stands on the pairing of its device, and ends with it.
+    pub fn on_pairing(&self) -> bool {
+        self.device.is_some() && (self.role == Role::Node || self.how == How::Device)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -193,5 +217,9 @@ mod tests {
         let asked = scopes(&["operator.admin", "operator.read", "operator.talk"]);
         assert_eq!(Scopes::USE.grant(asked).words().collect::<Vec<_>>(), ["operator.read"]);
         assert_eq!(Scopes::ALL.grant(asked), asked);
+        let admin = scopes(&["operator.admin"]);
+        assert_eq!(Scopes::USE.both(admin), Scopes::USE);
+        assert_eq!(Scopes::ALL.both(admin), admin);
+        assert_eq!(Scopes::USE.both(scopes(&["operator.pairing"])), Scopes::NONE);
     }
 }

@@ -349,7 +349,13 @@ mod tests {
         assert_eq!(format!("{read_back:?}"), format!("{device:?}"));
         let token = read_back.grants[0].token.as_ref().unwrap();
         assert!(token.digest.same(&digest));
-        for wrong in ["", "{}", "[]", &text.replace("operator\"", "worker\""), &text.replace(&*device.id, "x")] {
+        for wrong in [
+            "",
+            "{}",
+            "[]",
+            &text.replace("operator\"", "worker\""),
+            &text.replace(&*device.id, "x"),
+        ] {
             assert!(read(wrong).is_none(), "{wrong}");
         }
     }

@@ -36,13 +36,16 @@ struct Entry {
     seen_kept_ms: u64,
 }
 
+/// A device for the disk: none where it is gone.
+pub(super) type Row = (Arc<str>, Option<(Arc<Device>, Seen)>);
+
 /// What became of a request.
 #[derive(Debug)]
 pub(super) enum Asked {
     /// It is new; the one that it takes the place of, if there was one.
-    New(Request, Option<Request>),
+    New(Box<Request>, Option<Box<Request>>),
     /// The same was asked before, and waits.
-    Same(Request),
+    Same(Box<Request>),
     /// Too many wait: in all, or of this address.
     Full,
 }
@@ -111,18 +114,19 @@ impl Table {
             let (a, b) = (&have.ask, &ask);
             if a.scopes == b.scopes && a.commands == b.commands && a.why == b.why {
                 have.last = now;
-                return Asked::Same(have.clone());
+                return Asked::Same(Box::new(have.clone()));
             }
-            old = Some(self.requests.swap_remove(at));
+            old = Some(Box::new(self.requests.swap_remove(at)));
         }
-        let of = |address: IpAddr| self.requests.iter().filter(|r| r.ask.address == address).count();
+        let of =
+            |address: IpAddr| self.requests.iter().filter(|r| r.ask.address == address).count();
         if self.requests.len() >= max || of(ask.address) >= (max / ADDRESS_PART).max(1) {
             // Only another device can be too many.
             return Asked::Full;
         }
         let request = Request { id, ask, asked_ms: now_ms, last: now };
         self.requests.push(request.clone());
-        Asked::New(request, old)
+        Asked::New(Box::new(request), old)
     }
 
     /// The request of this id.
@@ -219,7 +223,8 @@ impl Table {
     /// A device was seen.
     pub(super) fn saw(&mut self, id: &str, seen: Seen) {
         let Some((id, entry)) = self.devices.get_key_value(id) else { return };
-        let (id, due) = (Arc::clone(id), seen.ms >= entry.seen_kept_ms.saturating_add(SEEN_KEPT_MS));
+        let (id, due) =
+            (Arc::clone(id), seen.ms >= entry.seen_kept_ms.saturating_add(SEEN_KEPT_MS));
         if let Some(entry) = self.devices.get_mut(&id) {
             entry.seen = seen;
         }
@@ -254,7 +259,7 @@ impl Table {
 
     /// What has to be written: the ids, each with the device or none where it is gone. They are as
     /// good as written then.
-    pub(super) fn washing(&mut self, max: usize) -> Vec<(Arc<str>, Option<(Arc<Device>, Seen)>)> {
+    pub(super) fn washing(&mut self, max: usize) -> Vec<Row> {
         let idle = |id: &&Arc<str>| !self.busy.contains(*id);
         let ids: Vec<Arc<str>> = self.dirty.iter().filter(idle).take(max).cloned().collect();
         let mut rows = Vec::with_capacity(ids.len());
