@@ -17,6 +17,7 @@ pub mod media;
 mod probes;
 pub mod gen_ai;
 pub mod metrics;
+mod nodes;
 pub mod rates;
 pub mod record;
 pub mod routes;
@@ -45,6 +46,7 @@ use crate::net::service::{Admission, Caller, Service, Step};
 use crate::net::turn::Turn;
 use crate::upstream::calls::Calls;
 
+use auth::Holder;
 use cached::Answers;
 use catalog::Catalog;
 use drill::Drill;
@@ -275,19 +277,31 @@ impl Gateway {
             return Ok(None);
         }
         let shown = auth::shown(&head.headers)?;
+        let address = || address(state, head, peer);
+        self.holder(state, shown, address, now).map(|holder| Some(Arc::clone(&holder.name)))
+    }
+
+    /// The holder of a key that is shown from an address; failures are counted.
+    fn holder<'a>(
+        &self,
+        state: &'a State,
+        shown: &[u8],
+        address: impl FnOnce() -> IpAddr,
+        now: Instant,
+    ) -> Result<&'a Holder, Error> {
         let settings = &state.config.auth;
         if settings.failures_max == 0 {
             let holder = state.keys.holder(shown)?;
             holder.valid_at(clock::unix().as_secs())?;
-            return Ok(Some(Arc::clone(&holder.name)));
+            return Ok(holder);
         }
-        let address = address(state, head, peer);
+        let address = address();
         self.lockouts.check(address, shown, now)?;
         match state.keys.holder(shown) {
             Ok(holder) => {
                 holder.valid_at(clock::unix().as_secs())?;
                 self.lockouts.right(address, shown, holder, now);
-                Ok(Some(Arc::clone(&holder.name)))
+                Ok(holder)
             }
             Err(error) => {
                 self.lockouts.failed(address, shown, now, settings);

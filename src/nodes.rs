@@ -5,8 +5,10 @@
 //! takes long is data (a pending call, a run), never a waiting thread.
 
 pub mod connected;
+pub mod device;
 pub mod fleet;
 pub mod frame;
+pub mod handshake;
 pub mod health;
 pub mod host;
 pub mod limits;
@@ -14,9 +16,11 @@ pub mod idempotency;
 pub mod invoke;
 pub mod methods;
 pub mod outbox;
+pub mod pairing;
 pub mod peer;
 pub mod queue;
 pub mod refusal;
+pub mod tokens;
 pub mod who;
 pub mod writes;
 

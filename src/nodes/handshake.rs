@@ -292,7 +292,9 @@ impl Arrival<'_> {
             return Ok(Way::Open);
         }
         match own.filter(|_| proven) {
-            None => Err(refuse::nothing_shown(secrets.token.is_none() && secrets.password.is_some())),
+            None => {
+                Err(refuse::nothing_shown(secrets.token.is_none() && secrets.password.is_some()))
+            }
             Some(own) => {
                 // A device that cannot be looked up is not told that its token is wrong: it would
                 // throw it away.

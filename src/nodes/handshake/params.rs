@@ -131,11 +131,6 @@ impl<'a> Params<'a> {
         shown(self.auth.as_ref()?.password.as_deref())
     }
 
-    /// Whether a device identity came along.
-    pub(super) fn has_device(&self) -> bool {
-        self.device.is_some()
-    }
-
     /// The device, if it is who it says; none when there is none.
     ///
     /// # Errors
@@ -148,7 +143,8 @@ impl<'a> Params<'a> {
         let Some(device) = &self.device else { return Ok(None) };
         let scopes = self.scopes().unwrap_or_default();
         let bootstrap = || shown(self.auth.as_ref()?.bootstrap_token.as_deref());
-        let mut tokens: Vec<&str> = [self.token(), self.device_token()].into_iter().flatten().collect();
+        let mut tokens: Vec<&str> =
+            [self.token(), self.device_token()].into_iter().flatten().collect();
         if tokens.is_empty() {
             tokens.push(bootstrap().unwrap_or_default());
         }

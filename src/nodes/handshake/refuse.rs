@@ -33,7 +33,7 @@ impl Reason {
     }
 
     /// As it goes out, in answer to this request.
-    pub(super) fn frame(self: Box<Self>, id: &str) -> Refused {
+    pub(super) fn frame(self, id: &str) -> Refused {
         Refused {
             frame: Some(frame::refused(id, &self.refusal)),
             code: self.close,
@@ -244,9 +244,7 @@ fn details(why: Why, device: &str) -> Map<String, Value> {
 fn text(why: Why) -> &'static str {
     match why {
         Why::NotPaired | Why::Commands => "pairing required: device is not approved yet",
-        Why::Role => {
-            "pairing required: device is asking for a higher role than currently approved"
-        }
+        Why::Role => "pairing required: device is asking for a higher role than currently approved",
         Why::Scopes => "pairing required: device is asking for more scopes than currently approved",
     }
 }

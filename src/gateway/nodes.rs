@@ -1,0 +1,40 @@
+//! The gateway as the room of WebSocket connections sees it: its keys.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use super::Gateway;
+use crate::base::clock;
+use crate::base::error::{Error, Kind};
+use crate::nodes::host::{Host, Opened};
+use crate::nodes::who::Scopes;
+
+impl Host for Gateway {
+    fn open(&self, shown: Option<&str>, address: IpAddr) -> Result<Opened, Error> {
+        let state = self.state.load();
+        if state.keys.is_empty() {
+            return Ok(Opened::Open);
+        }
+        let missing = || Error::new(Kind::Unauthorized, "no key was sent");
+        let shown = shown.ok_or_else(missing)?;
+        let holder = self.holder(&state, shown.as_bytes(), || address, clock::now())?;
+        let key = state.config.keys.iter().find(|key| *key.name == *holder.name);
+        let scopes = key.map_or(Scopes::NONE, |key| Scopes::of(key.scopes.iter().copied()));
+        Ok(Opened::Key { name: Arc::clone(&holder.name), scopes })
+    }
+
+    fn failed(&self, shown: &str, address: IpAddr) {
+        let state = self.state.load();
+        let settings = &state.config.auth;
+        if settings.failures_max > 0 {
+            self.lockouts.failed(address, shown.as_bytes(), clock::now(), settings);
+        }
+    }
+
+    fn listens(&self, shown: &str, address: IpAddr) -> Result<(), Error> {
+        if self.state.load().config.auth.failures_max == 0 {
+            return Ok(());
+        }
+        self.lockouts.check(address, shown.as_bytes(), clock::now())
+    }
+}
