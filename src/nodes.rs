@@ -14,6 +14,7 @@ pub mod host;
 pub mod limits;
 pub mod idempotency;
 pub mod invoke;
+pub mod json5;
 pub mod methods;
 pub mod outbox;
 pub mod pairing;
