@@ -24,6 +24,7 @@ pub mod routes;
 pub mod source;
 pub mod state;
 pub mod table;
+mod told;
 pub mod usage;
 
 use std::net::{IpAddr, SocketAddr};

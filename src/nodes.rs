@@ -21,6 +21,7 @@ pub mod pairing;
 pub mod peer;
 pub mod queue;
 pub mod refusal;
+pub mod shared;
 pub mod tokens;
 pub mod who;
 pub mod writes;
@@ -32,12 +33,14 @@ use crate::base::health::Board;
 use crate::base::heartbeat::Heartbeats;
 use crate::base::metrics::Registry;
 use crate::base::orders::Desk;
+use crate::config::overview::Overview;
 use crate::observe::log::Tail;
 use crate::store::Store;
 
 use fleet::Fleet;
-use host::Host;
+use host::{Host, Tables};
 use limits::Limits;
+use shared::Shared;
 
 /// What the room works with.
 #[derive(Clone)]
@@ -51,13 +54,17 @@ pub struct Parts {
     pub desk: Desk,
     pub tail: Option<Arc<Tail>>,
     pub host: Arc<dyn Host>,
+    pub tables: Arc<dyn Tables>,
     pub limits: Limits,
+    /// Which configuration is in force.
+    pub config: Option<Arc<Overview>>,
 }
 
 /// The room: every connection, and what they share.
 pub struct Nodes {
     parts: Parts,
     fleet: Fleet,
+    shared: Shared,
 }
 
 impl Nodes {

@@ -1,5 +1,10 @@
 //! What can be asked for: one table, one file a subject.
 
+pub mod config;
+mod logs;
+mod models;
+mod usage;
+
 use std::fmt;
 use std::sync::Arc;
 
@@ -47,7 +52,6 @@ pub enum Done {
 
 impl Done {
     /// This answer.
-    #[expect(clippy::unnecessary_wraps, reason = "what methods return")]
     pub fn json(value: &impl Serialize) -> Outcome {
         Ok(Done::Now(frame::text(value)))
     }
@@ -123,7 +127,7 @@ impl Drop for Reply {
 }
 
 /// The methods, by subject.
-const TABLE: &[&[Method]] = &[];
+const TABLE: &[&[Method]] = &[config::METHODS, logs::METHODS, models::METHODS, usage::METHODS];
 
 /// Every method there is.
 pub fn all() -> impl Iterator<Item = &'static Method> {
