@@ -17,7 +17,6 @@ mod intent;
 pub mod ledger;
 pub mod listing;
 mod load;
-pub mod merge;
 mod names;
 mod nearest;
 mod nodes;
@@ -27,7 +26,6 @@ mod price;
 mod print;
 pub mod probation;
 mod raw;
-pub mod redact;
 pub mod reload;
 pub mod render;
 mod report;
@@ -45,9 +43,7 @@ use std::path::Path;
 use serde::Deserialize;
 
 pub use fault::{FAULTS_MAX, Fault, Faults, Warning};
-pub use load::{
-    CONFIG_BYTES_MAX, PATH_DEFAULT, find_file, load, ops_listen, read, read_if_there, state_dirs,
-};
+pub use load::{CONFIG_BYTES_MAX, PATH_DEFAULT, find_file, load, ops_listen, read, state_dirs};
 pub use names::{ECHO, Resolved};
 pub(crate) use nearest::nearest;
 pub use settings::Config;

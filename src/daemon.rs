@@ -12,6 +12,7 @@ mod folders;
 mod health;
 mod history;
 mod manager;
+mod nodes;
 mod orders;
 mod overload;
 mod planes;

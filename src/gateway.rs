@@ -24,12 +24,12 @@ pub mod routes;
 pub mod source;
 pub mod state;
 pub mod table;
-mod told;
+mod upgrade;
 pub mod usage;
 
 use std::net::{IpAddr, SocketAddr};
 use std::ops::Not;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::Instant;
 
 use arc_swap::ArcSwap;
@@ -45,6 +45,7 @@ use crate::health::overload::{Action, Overload};
 use crate::net::http::{Head, Method, Request, Response};
 use crate::net::service::{Admission, Caller, Service, Step};
 use crate::net::turn::Turn;
+use crate::nodes::Nodes;
 use crate::upstream::calls::Calls;
 
 use auth::Holder;
@@ -81,6 +82,8 @@ pub struct Gateway {
     drill: Option<Arc<Drill>>,
     board: Arc<Board>,
     heartbeats: Arc<Heartbeats>,
+    /// Where WebSocket connections go. It holds the gateway, so the gateway does not hold it.
+    room: OnceLock<Weak<Nodes>>,
 }
 
 /// What outlives the states of a gateway.
@@ -148,6 +151,7 @@ impl Gateway {
             drill,
             board,
             heartbeats,
+            room: OnceLock::new(),
         })
     }
 
@@ -186,6 +190,9 @@ impl Gateway {
         let state = self.state.load();
         state.rules.host(&head.headers)?;
         let origin = state.rules.origin(&head.headers)?;
+        if upgrade::wanted(head) {
+            return self.admit_upgrade(&state, head, peer);
+        }
         let row = match routes::find(head.method, head.path()) {
             Found::Row(row) => row,
             Found::Nothing if head.method == Method::Options && head.path() == "*" => {
@@ -374,6 +381,10 @@ impl Gateway {
                 let question = Question::parse(request.head.query())?.of_own(own)?;
                 Ok(self.accounts.answer(&question))
             }
+            Some(Route::WebSocket) => Err(Error::new(
+                Kind::BadRequest,
+                "this path is for WebSocket connections: Connection: Upgrade, Upgrade: websocket",
+            )),
             Some(Route::Llm(_) | Route::Healthz | Route::Readyz) | None => {
                 Err(Error::new(Kind::Internal, "a route without a hand"))
             }
@@ -429,6 +440,9 @@ impl Service for Gateway {
                 Ok(exchange) => exchange.begin(turn),
                 Err(response) => Step::Respond(*response),
             };
+        }
+        if upgrade::wanted(&request.head) {
+            return self.upgrade(&request, &state);
         }
         // A list may wait for an upstream that was never seen, for a second at most. What never waits
         // starts no thread: five hundred questions for the version at once made nearly as many.

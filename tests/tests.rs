@@ -56,6 +56,8 @@ mod history;
 mod limits;
 // Access lines, secrets, rotation, dead disks and terminals.
 mod logs;
+// WebSocket connections: how they begin, live and end.
+mod nodes;
 // Health and metrics.
 mod ops;
 // HTTPS, proxies, names and addresses on the way to upstreams.

@@ -36,14 +36,16 @@ pub fn drain(running: Running, signals: &Signals) -> Exit {
     log::info!(timeout_ms = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX); "draining");
     running.manager.stopping(timeout + LAST_WORDS + OPS_STOP_MAX + LOG_STOP_MAX);
     let mut running = running;
+    running.drain_nodes(timeout);
     running.data.begin_drain();
     let patient = wait(&mut running, signals, clock::now() + timeout);
-    if !running.data.drained() {
+    if !running.drained() {
+        running.nodes.hurry();
         let cut = running.calls.cancel_all();
         log::warn!(requests = cut, second_signal = !patient; "drain_cut");
         let last_words = if patient { LAST_WORDS } else { Duration::from_millis(200) };
         let until = clock::now() + last_words;
-        while !running.data.drained() && clock::now() < until {
+        while !running.drained() && clock::now() < until {
             std::thread::sleep(LOOK);
         }
     }
@@ -53,7 +55,8 @@ pub fn drain(running: Running, signals: &Signals) -> Exit {
     running.keeping.stopped();
     running.watch.stop();
     running.recorder.stop();
-    let late = running.data.stop(clock::now() + LAST_WORDS)
+    let late = running.stop_nodes(LAST_WORDS)
+        + running.data.stop(clock::now() + LAST_WORDS)
         + running.catalog.stop(clock::now() + LAST_WORDS);
     if late > 0 {
         log::error!(threads = late; "threads_left_behind");
@@ -76,7 +79,7 @@ pub fn drain(running: Running, signals: &Signals) -> Exit {
 
 /// Waits until all is done or the deadline; false when a second signal came.
 fn wait(running: &mut Running, signals: &Signals, deadline: Instant) -> bool {
-    while !running.data.drained() && clock::now() < deadline {
+    while !running.drained() && clock::now() < deadline {
         while let Ok(asked) = running.orders.try_recv() {
             asked.answer(Err(Error::new(Kind::Draining, "the daemon is on its way out")));
         }

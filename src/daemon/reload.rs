@@ -10,7 +10,6 @@ use crate::config::settings::OWN_LIMIT;
 use crate::config::versions::Rejected;
 use crate::config::{self, Config, Fault, Loaded};
 use crate::gateway::state::State;
-use crate::nodes::limits::Limits;
 use crate::observe::log::ReconfigureError;
 use crate::ops::live;
 use crate::ops::shown::Configured;
@@ -193,7 +192,7 @@ impl Running {
         self.health.reconfigure(&config);
         self.alerts.reconfigure(&config.alerts);
         self.recorder.reconfigure(&config.history);
-        self.node_limits = Limits::new(&self.registry, &config.nodes, &config.hooks);
+        self.reconfigure_nodes(&config);
         export(&self.registry, &[&config]);
         self.config = config;
         self.configured.set(configured);

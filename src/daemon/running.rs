@@ -35,7 +35,8 @@ use crate::health::trim::Trimmers;
 use crate::net::control::Control;
 use crate::net::engine::Engine;
 use crate::net::outbound::Resolver;
-use crate::nodes;
+use crate::nodes::limits::Limits;
+use crate::nodes::{self, Nodes};
 use crate::observe::log::{self as logs, LogHandle};
 use crate::observe::process;
 use crate::observe::resources::Resources;
@@ -97,8 +98,8 @@ pub struct Running {
     /// Orders to the main loop, and where they are put.
     pub(super) orders: Receiver<Asked>,
     pub(super) desk: Desk,
-    /// Of the connections on WebSocket.
-    pub(super) node_limits: nodes::limits::Limits,
+    /// The connections on WebSocket.
+    pub(super) nodes: Arc<Nodes>,
     beat: Beat,
     trimmer: Trimmer,
     trims: Arc<Counter>,
@@ -169,7 +170,7 @@ impl Running {
             "How often free memory was given back to the system.",
             &[],
         );
-        let node_limits = nodes::limits::Limits::new(&registry, &config.nodes, &config.hooks);
+        let node_limits = Limits::new(&registry, &config.nodes, &config.hooks);
         let beat = heartbeats.register("main", MAIN_SILENCE_MAX);
         let board = Board::new(&registry);
         let resolver = Arc::new(Resolver::system(&registry));
@@ -233,6 +234,19 @@ impl Running {
                 resolver: names,
             },
         );
+        let room = nodes::Parts {
+            registry: Arc::clone(&registry),
+            events: Arc::clone(&events),
+            board: Arc::clone(&board),
+            heartbeats: Arc::clone(&heartbeats),
+            store: Arc::clone(&store),
+            desk: desk.clone(),
+            tail: Some(log.tail()),
+            host: Arc::clone(&gateway) as Arc<dyn nodes::host::Host>,
+            limits: node_limits,
+        };
+        let nodes = Nodes::new(room, Arc::clone(&config));
+        gateway.open_room(&nodes);
         let shown = ops::Parts {
             started: clock::now(),
             board: Arc::clone(&board),
@@ -354,7 +368,7 @@ impl Running {
             orders,
             desk,
             exit: Exit::Success,
-            node_limits,
+            nodes,
             beat,
             trimmer: Trimmer::new(clock::now()),
             trims,

@@ -27,6 +27,8 @@ pub enum Route {
     Usage,
     /// `GET /`.
     Root,
+    /// `GET /ws`, and `GET /` that asks for it.
+    WebSocket,
     /// `GET /healthz`: whether the process lives.
     Healthz,
     /// `GET /readyz`: whether requests are welcome.
@@ -52,6 +54,9 @@ const OLLAMA_PREFIX: &str = "/api/";
 /// What stands before a model's id in its path.
 pub const MODEL_PREFIX: &str = "/v1/models/";
 
+/// Where WebSocket connections are opened, beside `/`.
+pub const WEBSOCKET_PATH: &str = "/ws";
+
 /// Path, route, and the methods it takes.
 const TABLE: &[(&str, Route, &[Method])] = &[
     ("/v1/chat/completions", Route::Llm(Llm::ChatCompletions), &[Method::Post]),
@@ -73,6 +78,7 @@ const TABLE: &[(&str, Route, &[Method])] = &[
     ("/readyz", Route::Readyz, &[Method::Get, Method::Head]),
     ("/ready", Route::Readyz, &[Method::Get, Method::Head]),
     ("/", Route::Root, &[Method::Get, Method::Head]),
+    (WEBSOCKET_PATH, Route::WebSocket, &[Method::Get]),
 ];
 
 /// The row that stands for an `OPTIONS` request of a path that is ours.
@@ -102,6 +108,12 @@ pub fn find(method: Method, path: &str) -> Found {
     } else {
         Found::OtherMethods(methods)
     }
+}
+
+/// The row of WebSocket connections.
+pub fn websocket() -> u16 {
+    let row = TABLE.iter().position(|(_, route, _)| *route == Route::WebSocket);
+    row.and_then(|row| u16::try_from(row).ok()).unwrap_or(u16::MAX)
 }
 
 /// The route of a row.

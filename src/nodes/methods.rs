@@ -1,15 +1,15 @@
 //! What can be asked for: one table, one file a subject.
 
-pub mod config;
-mod logs;
-mod models;
-mod usage;
-
+use std::cell::Cell;
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::time::Instant;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+
+use crate::base::clock;
 
 use super::Nodes;
 use super::frame;
@@ -52,6 +52,7 @@ pub enum Done {
 
 impl Done {
     /// This answer.
+    #[expect(clippy::unnecessary_wraps, reason = "what methods return")]
     pub fn json(value: &impl Serialize) -> Outcome {
         Ok(Done::Now(frame::text(value)))
     }
@@ -68,6 +69,8 @@ pub struct Call<'a> {
     pub(super) id: &'a str,
     pub(super) method: &'static str,
     pub(super) params: Option<&'a str>,
+    /// Whether somebody has the right to answer later.
+    handed: &'a Cell<bool>,
 }
 
 impl Call<'_> {
@@ -87,6 +90,7 @@ impl Call<'_> {
 
     /// The right to answer later, from any thread.
     pub fn later(&self) -> Reply {
+        self.handed.set(true);
         Reply { peer: Arc::clone(self.peer), id: Some(self.id.into()) }
     }
 }
@@ -127,38 +131,58 @@ impl Drop for Reply {
 }
 
 /// The methods, by subject.
-const TABLE: &[&[Method]] = &[config::METHODS, logs::METHODS, models::METHODS, usage::METHODS];
+const TABLE: &[&[Method]] = &[];
 
 /// Every method there is.
 pub fn all() -> impl Iterator<Item = &'static Method> {
     TABLE.iter().copied().flatten()
 }
 
-/// Carries a request out.
-pub fn run(nodes: &Arc<Nodes>, peer: &Arc<Peer>, id: &str, method: &str, params: Option<&str>) {
-    if let Some(outcome) = outcome(nodes, peer, id, method, params) {
+/// Carries a request out, which came at `came`. A method that panics is an answer too; nobody is
+/// answered twice.
+pub fn run(
+    nodes: &Arc<Nodes>,
+    peer: &Arc<Peer>,
+    (id, method, params): (&str, &str, Option<&str>),
+    came: Instant,
+) {
+    let known = all().enumerate().find(|(_, known)| known.name == method);
+    let outcome = match (peer.identity(), known) {
+        (None, _) => Some(Err(Refusal::invalid("the first request must be connect"))),
+        (_, None) => Some(Err(Refusal::invalid(format!("unknown method: {}", cut(method))))),
+        (Some(who), Some((_, known))) => {
+            let handed = Cell::new(false);
+            let call = Call { nodes, peer, who, id, method: known.name, params, handed: &handed };
+            let ran = catch_unwind(AssertUnwindSafe(|| outcome(known, &call)));
+            ran.unwrap_or_else(|_| {
+                nodes.panicked();
+                // Whoever has the right to answer does so, if only by dropping it.
+                (!handed.get()).then(|| {
+                    Err(Refusal::unavailable("a bug in the gateway; its log has the place"))
+                })
+            })
+        }
+    };
+    let took = clock::now().saturating_duration_since(came);
+    let ok = outcome.as_ref().is_none_or(Result::is_ok);
+    nodes.counts().request(known.map(|(index, known)| (index, known.name)), ok, took);
+    if let Some(outcome) = outcome {
         peer.answer(id, &outcome);
     }
 }
 
-fn outcome(
-    nodes: &Arc<Nodes>,
-    peer: &Arc<Peer>,
-    id: &str,
-    method: &str,
-    params: Option<&str>,
-) -> Option<Result<String, Refusal>> {
-    let Some(who) = peer.identity() else {
-        return Some(Err(Refusal::invalid("the first request must be connect")));
-    };
-    let Some(known) = all().find(|known| known.name == method) else {
-        return Some(Err(Refusal::invalid(format!("unknown method: {method}"))));
-    };
-    if let Err(refusal) = allowed(known.needs, who) {
+/// Longest name of a method that an answer repeats, in bytes.
+const NAME_SHOWN_MAX: usize = 128;
+
+fn cut(name: &str) -> &str {
+    &name[..name.floor_char_boundary(NAME_SHOWN_MAX)]
+}
+
+fn outcome(known: &Method, call: &Call<'_>) -> Option<Result<String, Refusal>> {
+    if let Err(refusal) = allowed(known.needs, call.who) {
         return Some(Err(refusal));
     }
-    let call = Call { nodes, peer, who, id, method: known.name, params };
-    match (known.run)(&call) {
+    match (known.run)(call) {
         Ok(Done::Now(text)) => Some(Ok(text)),
         Ok(Done::Later) => None,
         Err(refusal) => Some(Err(refusal)),

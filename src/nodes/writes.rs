@@ -12,7 +12,7 @@ use super::refusal::Refusal;
 use crate::base::bounded::Map;
 use crate::base::gcra::{Gcra, Quota, Verdict};
 use crate::base::lock::{Locked, Rank};
-use crate::base::metrics::{Limit, Registry};
+use crate::base::metrics::Registry;
 
 /// Writers that are counted at a time. Past it: refused, until others were silent for a minute.
 pub const WRITERS_MAX: usize = 1024;
@@ -28,17 +28,27 @@ struct Writer {
 /// The writers of the last minute.
 #[derive(Debug)]
 pub struct Writes {
-    writers: Locked<Map<Writer, Gcra>>,
-    /// How many a minute.
-    rate: Arc<Limit>,
+    inner: Locked<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    quota: Option<Quota>,
+    writers: Map<Writer, Gcra>,
 }
 
 impl Writes {
-    /// Nobody has written; `rate` is how often each may in a minute (`nodes.writes_per_minute`).
-    pub fn new(registry: &Registry, rate: Arc<Limit>) -> Self {
+    /// Nobody has written; `per_minute` of 0 is no limit.
+    pub fn new(registry: &Registry, per_minute: u64) -> Self {
         let max = WRITERS_MAX as u64;
         let writers = registry.limit("nodes.writers_max", "", max, "refused as UNAVAILABLE");
-        Writes { writers: Locked::new(Rank::Leaf, Map::new(writers)), rate }
+        let quota = Quota::per_minute(per_minute, None);
+        Writes { inner: Locked::new(Rank::Leaf, Inner { quota, writers: Map::new(writers) }) }
+    }
+
+    /// Another rate.
+    pub fn set(&self, per_minute: u64) {
+        self.inner.with(|inner| inner.quota = Quota::per_minute(per_minute, None));
     }
 
     /// Counts a write of this client.
@@ -52,25 +62,20 @@ impl Writes {
 
     fn charge_as(&self, writer: Writer, now: Instant) -> Result<(), Refusal> {
         let method = writer.method;
-        let Some(quota) = Quota::per_minute(self.rate.max(), None) else { return Ok(()) };
-        let (verdict, used) = self.writers.with(|writers| {
-            writers.retain(|_, gcra| !gcra.idle(now));
-            match writers.get_or_insert_with(writer, Gcra::default) {
-                Some(gcra) => {
-                    let verdict = gcra.charge(&quota, now, 1);
-                    (verdict, quota.burst().saturating_sub(gcra.level(&quota, now).remaining))
-                }
-                None => (Verdict::Never, 0),
-            }
+        let charged = self.inner.with(|inner| {
+            let quota = inner.quota?;
+            inner.writers.retain(|_, gcra| !gcra.idle(now));
+            let verdict = match inner.writers.get_or_insert_with(writer, Gcra::default) {
+                Some(gcra) => gcra.charge(&quota, now, 1),
+                None => Verdict::Limited { wait: quota.period() },
+            };
+            Some((quota, verdict))
         });
-        self.rate.saw(used);
-        let wait = match verdict {
-            Verdict::Allowed => return Ok(()),
-            Verdict::Limited { wait } => wait,
-            Verdict::Never => quota.period(),
-        };
-        self.rate.refuse();
-        Err(refused(method, &quota, wait))
+        match charged {
+            None | Some((_, Verdict::Allowed)) => Ok(()),
+            Some((quota, Verdict::Limited { wait })) => Err(refused(method, &quota, wait)),
+            Some((quota, Verdict::Never)) => Err(refused(method, &quota, quota.period())),
+        }
     }
 }
 
@@ -96,8 +101,7 @@ mod tests {
     #[test]
     fn each_method_device_and_address_has_its_own_rate_and_hears_when_to_try_again() {
         let registry = Registry::default();
-        let rate = Limit::detached(30);
-        let writes = Writes::new(&registry, Arc::clone(&rate));
+        let writes = Writes::new(&registry, 30);
         let now = clock::now();
         let one = || writer("config.set", "a", 1);
         for _ in 0..30 {
@@ -116,18 +120,14 @@ mod tests {
         }
         writes.charge_as(one(), now + Duration::from_secs(2)).unwrap();
         assert!(writes.charge_as(one(), now + Duration::from_secs(2)).is_err());
-        assert_eq!((rate.high_water(), rate.refused()), (30, 2));
-        rate.set_max(1000);
-        for _ in 0..10 {
-            writes.charge_as(one(), now + Duration::from_secs(4)).unwrap();
-        }
+        writes.set(0);
+        writes.charge_as(one(), now).unwrap();
     }
 
     #[test]
     fn there_are_only_so_many_writers_and_silent_ones_make_room() {
         let registry = Registry::default();
-        let rate = Limit::detached(30);
-        let writes = Writes::new(&registry, Arc::clone(&rate));
+        let writes = Writes::new(&registry, 30);
         let now = clock::now();
         for n in 0..WRITERS_MAX {
             writes.charge_as(writer("config.set", &n.to_string(), 1), now).unwrap();
