@@ -25,6 +25,7 @@ pub mod host;
 pub mod limits;
 pub mod idempotency;
 pub mod invoke;
+pub mod json5;
 pub mod methods;
 pub mod metrics;
 pub mod outbox;
