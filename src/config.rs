@@ -45,7 +45,9 @@ use std::path::Path;
 use serde::Deserialize;
 
 pub use fault::{FAULTS_MAX, Fault, Faults, Warning};
-pub use load::{CONFIG_BYTES_MAX, PATH_DEFAULT, find_file, load, ops_listen, read, state_dirs};
+pub use load::{
+    CONFIG_BYTES_MAX, PATH_DEFAULT, find_file, load, ops_listen, read, read_if_there, state_dirs,
+};
 pub use names::{ECHO, Resolved};
 pub(crate) use nearest::nearest;
 pub use settings::Config;

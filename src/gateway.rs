@@ -25,6 +25,7 @@ pub mod source;
 pub mod state;
 pub mod table;
 mod upgrade;
+mod told;
 pub mod usage;
 
 use std::net::{IpAddr, SocketAddr};

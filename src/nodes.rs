@@ -33,6 +33,7 @@ pub mod pairing;
 pub mod peer;
 pub mod queue;
 pub mod refusal;
+pub mod shared;
 pub mod tokens;
 pub mod who;
 pub mod writes;
@@ -52,6 +53,7 @@ use crate::base::lock::{Locked, Rank};
 use crate::base::metrics::{Counter, Registry};
 use crate::base::orders::Desk;
 use crate::config::Config;
+use crate::config::overview::Overview;
 use crate::config::settings::Key;
 use crate::observe::log::Tail;
 use crate::store::Store;
@@ -60,7 +62,7 @@ use broadcast::Peers;
 use drain::Drain;
 use fleet::Fleet;
 use handshake::Secrets;
-use host::Host;
+use host::{Host, Tables};
 use jobs::Pool;
 use keeper::Keeper;
 use limits::Limits;
@@ -70,8 +72,9 @@ use pairing::Devices;
 use peer::Peer;
 use presence::Presence;
 use room::Lines;
+use shared::Shared;
 use shares::{Share, Shares};
-use who::How;
+use who::{How, Scope};
 
 pub use room::Ticket;
 
@@ -87,7 +90,10 @@ pub struct Parts {
     pub desk: Desk,
     pub tail: Option<Arc<Tail>>,
     pub host: Arc<dyn Host>,
+    pub tables: Arc<dyn Tables>,
     pub limits: Limits,
+    /// Which configuration is in force.
+    pub config: Option<Arc<Overview>>,
 }
 
 /// The room: every connection, and what they share.
@@ -112,6 +118,7 @@ pub struct Nodes {
     drain: Drain,
     pool: Pool,
     keeper: Keeper,
+    shared: Shared,
 }
 
 impl Nodes {
@@ -140,6 +147,7 @@ impl Nodes {
             drain: Drain::new(),
             pool: Pool::new(Arc::clone(&limits.jobs)),
             keeper: Keeper::new(),
+            shared: Shared::new(&parts),
             config: ArcSwap::new(config),
             parts,
         })
@@ -296,6 +304,9 @@ impl Nodes {
     fn tick(&self, now: Instant) {
         self.fleet.tick(now);
         self.devices.tick();
+        if let Some(event) = self.tick_shared(now) {
+            self.broadcast(&event, |peer| peer.may(Scope::Admin));
+        }
     }
 
     /// Its version, and how many entries were ever left out.

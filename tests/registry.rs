@@ -63,6 +63,8 @@ fn stays(limit: &str, owner: &str) -> bool {
         "nodes.sessions_max",
         "nodes.idempotency_bytes",
         "nodes.idempotency_max",
+        "nodes.reports_bytes",
+        "nodes.reports_max",
         "nodes.writers_max",
         "overload.memory_max",
         "overload.samples_max",

@@ -51,7 +51,8 @@ pub enum ConfigChange {
         text: String,
         /// What messages call it: the file that it was read from.
         name: String,
-        /// SHA-256 of the configuration that it is a change of; another one in force is a refusal.
+        /// SHA-256 of the configuration that it is a change of: the one in force, or what the file
+        /// holds. Another one is a refusal.
         base: Option<String>,
         /// See above.
         force: bool,

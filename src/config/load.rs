@@ -147,6 +147,17 @@ pub fn read(path: &Path) -> Result<String, Faults> {
     })
 }
 
+/// The same; `None` when there is no such file.
+///
+/// # Errors
+/// As [`read`].
+pub fn read_if_there(path: &Path) -> Result<Option<String>, Faults> {
+    match std::fs::symlink_metadata(path) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        _ => read(path).map(Some),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::fs;
@@ -238,6 +249,8 @@ mod tests {
         let large = usize::try_from(CONFIG_BYTES_MAX).unwrap() + 1;
         fs::write(&file, "#".repeat(large)).unwrap();
         check(&file, "larger than 2MiB");
+        assert!(read_if_there(&file).is_err());
+        assert_eq!(read_if_there(&folder.path().join("none")), Ok(None));
         fs::write(&file, "#".repeat(large - 1)).unwrap();
         assert!(load_with(Some(file), None, folder.path(), &no_env).is_ok());
     }

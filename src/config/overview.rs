@@ -27,6 +27,11 @@ impl Overview {
         self.document.with(|document| document.clone())
     }
 
+    /// SHA-256 of the configuration in force; empty before there is one.
+    pub fn sha256(&self) -> String {
+        self.document.with(|document| document["sha256"].as_str().unwrap_or_default().to_owned())
+    }
+
     /// The line of `/readyz?verbose`.
     pub fn line(&self) -> String {
         let document = self.document();

@@ -11,7 +11,7 @@ use crate::base::error::{Error, Kind};
 use crate::base::orders::ConfigChange;
 use crate::config::edit::{Edit, edit};
 use crate::config::ledger::{Base, Signature, Standing};
-use crate::config::versions::Version;
+use crate::config::versions::{Version, digest};
 use crate::config::{self, Loaded};
 
 use super::reload::Refused;
@@ -80,7 +80,11 @@ impl Running {
     /// Puts a text in force, and in the file; or nothing of it.
     fn apply(&mut self, wanted: &Wanted<'_>, by: &Signature) -> Result<Value, Error> {
         let running = self.keeping.running.clone();
-        if wanted.base.is_some_and(|base| base != running.sha256) {
+        let in_file = self.keeping.ledger.read()?;
+        // Whoever knows an edit of the file that is not in force may take its place.
+        let file_sha256 = digest(in_file.as_deref().unwrap_or_default());
+        let of_file = wanted.base == Some(file_sha256.as_str());
+        if wanted.base.is_some_and(|base| base != running.sha256) && !of_file {
             let text = format!(
                 "{} came into force meanwhile; look at it with tidegate config show, and try again",
                 running.name()
@@ -107,7 +111,6 @@ impl Running {
                 pardoned.map_err(|error| Error::new(Kind::ConfigUnwritten, error.to_string()))?;
             }
         }
-        let in_file = self.keeping.ledger.read()?;
         let unchanged = standing.sha256 == running.sha256
             && in_file.as_deref().unwrap_or_default() == wanted.text;
         if unchanged {
@@ -116,6 +119,7 @@ impl Running {
         let prepared = self.prepare(loaded).map_err(|refused| refused.error())?;
         let base = match wanted.aside {
             true => Base::OrAside(running.sha256),
+            false if of_file => Base::Is(file_sha256),
             false => Base::Is(running.sha256),
         };
         let changed = self.keeping.ledger.change(wanted.text, &base, running.version, by);

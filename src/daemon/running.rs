@@ -243,7 +243,9 @@ impl Running {
             desk: desk.clone(),
             tail: Some(log.tail()),
             host: Arc::clone(&gateway) as Arc<dyn nodes::host::Host>,
+            tables: Arc::clone(&gateway) as Arc<dyn nodes::host::Tables>,
             limits: node_limits,
+            config: Some(Arc::clone(&keeping.shown)),
         };
         let nodes = Nodes::new(room, Arc::clone(&config));
         gateway.open_room(&nodes);

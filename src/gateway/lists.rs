@@ -12,11 +12,23 @@ mod tests;
 use crate::base::error::{Error, Kind, Result};
 use crate::config::Config;
 use crate::net::http::Response;
+use crate::nodes::host::Model;
 
 use super::auth::Models;
 use super::catalog::Catalog;
 
 pub use ollama::VERSION;
+
+/// What may be asked for, each name once, with who answers it first and its context.
+pub fn listed(config: &Config, catalog: &Catalog, allowed: &Models) -> Vec<Model> {
+    let lists = names::Lists::of(config, catalog, allowed);
+    let model = |entry: &names::Entry<'_>| Model {
+        name: entry.name.to_string(),
+        upstream: entry.upstream.name.clone(),
+        context: openai::context(entry, catalog),
+    };
+    lists.entries().iter().map(model).collect()
+}
 
 /// `GET /v1/models`.
 ///

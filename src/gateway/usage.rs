@@ -16,7 +16,7 @@ use crate::base::clock;
 use crate::base::lock::{Locked, Rank};
 use crate::base::metrics::{Counter, Limit, Registry};
 use crate::config::settings::Usage as Settings;
-use crate::llm::usage::{Book, Bounds, Entry, KEYS_MAX, Place, Sizes, Sums};
+use crate::llm::usage::{Book, Bounds, Entry, KEYS_MAX, Place, SessionRow, Sizes, Sums};
 use crate::net::http::{Headers, Response};
 use crate::store::usage::Books;
 
@@ -230,7 +230,7 @@ impl Accounts {
     fn make(&self, question: &Question, settings: &Settings) -> Vec<u8> {
         let rows = self.rows();
         let sessions = match question.by {
-            By::Session => self.book.with(|book| book.sessions()),
+            By::Session => self.sessions(),
             _ => Vec::new(),
         };
         let facts = report::Facts {
@@ -243,8 +243,13 @@ impl Accounts {
         report::write(question, &facts, &rows, &sessions)
     }
 
+    /// The sums of sessions, and of what has none of its own.
+    pub(super) fn sessions(&self) -> Vec<SessionRow> {
+        self.book.with(|book| book.sessions())
+    }
+
     /// A copy of all rows, made in pages: nobody who finishes a request waits for more than one.
-    fn rows(&self) -> Vec<(Arc<Place>, Sums)> {
+    pub(super) fn rows(&self) -> Vec<(Arc<Place>, Sums)> {
         for _ in 0..READS_MAX {
             let mut page = self.book.with(|book| book.page(0));
             let (mut rows, generation) = (page.rows, page.generation);

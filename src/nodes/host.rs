@@ -1,11 +1,13 @@
 //! What the room needs of those above it: the gateway's keys, models and accounts.
 
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::base::error::Error;
+use crate::llm::usage::{SessionRow, Sums};
 
-use super::who::Scopes;
+use super::who::{Identity, Scopes};
 
 /// Whom a shown secret belongs to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,6 +21,26 @@ pub enum Opened {
         /// What it may do here (`key.scopes`).
         scopes: Scopes,
     },
+}
+
+/// A model that can be asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Model {
+    /// As clients ask for it.
+    pub name: String,
+    /// The upstream that is asked first.
+    pub upstream: String,
+    /// How many tokens it may be given, where somebody says so.
+    pub context: Option<u64>,
+}
+
+/// What a day's requests came to.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct UsageDay {
+    /// Days since 1970, UTC; `None` for all days that have no sums of their own any more.
+    pub day: Option<u64>,
+    /// What is summed.
+    pub sums: Sums,
 }
 
 /// The gateway, as this room sees it.
@@ -38,4 +60,25 @@ pub trait Host: Send + Sync + 'static {
     /// # Errors
     /// [`crate::base::error::Kind::LockedOut`].
     fn listens(&self, shown: &str, address: IpAddr) -> Result<(), Error>;
+}
+
+/// Its models and its accounts, as this room sees them.
+pub trait Tables: Send + Sync + 'static {
+    /// The models that a client may ask for: those of its key, every one for whoever has none.
+    ///
+    /// # Errors
+    /// [`crate::base::error::Kind::Unauthorized`] when a reload took its key away.
+    fn models(&self, who: &Identity) -> Result<Vec<Model>, Error>;
+
+    /// The names of the upstreams.
+    fn upstreams(&self) -> Vec<String>;
+
+    /// What was used, by day, oldest first: of an account, or of everybody; from a day on.
+    fn usage(&self, account: Option<&str>, since: Option<u64>) -> Vec<UsageDay>;
+
+    /// The same by session, those that are still known, and what has no session of its own.
+    fn usage_of_sessions(&self, account: Option<&str>) -> Vec<SessionRow>;
+
+    /// Where log files are; `None`: the log goes to standard error.
+    fn log_folder(&self) -> Option<PathBuf>;
 }

@@ -1,6 +1,6 @@
-//! Requests that must not be carried out twice. A client that lost its connection, or its patience,
+//! Requests that must not be carried out twice, and answers that are not made twice. A client that lost its connection, or its patience,
 //! sends the same idempotency key again: while the first is under way it waits for the same outcome,
-//! and for a while after it gets that outcome again.
+//! and for a while after it gets that outcome again. Reports about usage are kept in the same way.
 //!
 //! A key belongs to an account and a method: nobody hears of what others asked for. Time comes in as
 //! an argument. Nothing is called under the lock.
@@ -20,6 +20,12 @@ use crate::base::metrics::{Lease, Limit, Registry, Unit};
 
 /// How long an outcome is given again (the protocol's, `peers.md` 6.2).
 pub const TTL: Duration = Duration::from_secs(5 * 60);
+/// How long a report is given again (the protocol's, `peers.md` 6.8).
+pub const REPORT_TTL: Duration = Duration::from_secs(30);
+/// Reports that are kept. Past it: the oldest is made anew when it is asked for.
+pub const REPORTS_MAX: usize = 64;
+/// Requests with a key that are under way. Past it: refused.
+pub const RUNNING_MAX: usize = 1024;
 /// Longest key, in bytes. Past it: refused.
 pub const KEY_BYTES_MAX: usize = 256;
 /// Largest answer that is kept, in bytes. A larger one is only remembered as given.
@@ -60,9 +66,8 @@ struct Tables {
 /// What is under way and what came of requests, by their keys.
 pub struct Idempotency {
     tables: Locked<Tables>,
-    running: Arc<Limit>,
-    kept: Arc<Limit>,
     bytes: Arc<Limit>,
+    ttl: Duration,
 }
 
 /// What there is to do about a request.
@@ -77,13 +82,8 @@ pub enum Begun {
 }
 
 impl Idempotency {
-    /// Empty ones, for `max` keys.
-    pub fn new(registry: &Registry, max: usize) -> Arc<Self> {
-        let max = max as u64;
-        let running =
-            registry.limit("nodes.idempotency_running_max", "", max, "refused as UNAVAILABLE");
-        let forgotten = "the oldest outcome is forgotten: its key counts as new";
-        let kept = registry.limit("nodes.idempotency_max", "", max, forgotten);
+    /// None so far; `kept` bounds the outcomes that are kept (`nodes.idempotency_max`).
+    pub fn of_requests(registry: &Registry, kept: Arc<Limit>) -> Arc<Self> {
         let bytes = registry.limit_of(
             Unit::Bytes,
             "nodes.idempotency_bytes",
@@ -91,21 +91,27 @@ impl Idempotency {
             OUTCOMES_BYTES_MAX,
             "a repeated request hears that it was carried out, not what came of it",
         );
-        let tables =
-            Tables { running: Map::new(Arc::clone(&running)), kept: Lru::new(Arc::clone(&kept)) };
-        Arc::new(Idempotency { tables: Locked::new(Rank::Leaf, tables), running, kept, bytes })
+        let running = RUNNING_MAX as u64;
+        let running =
+            registry.limit("nodes.idempotency_running_max", "", running, "refused as UNAVAILABLE");
+        Idempotency::new(TTL, running, kept, bytes)
     }
 
-    /// Another bound on keys.
-    pub fn set_max(&self, max: usize) {
-        self.running.set_max(max as u64);
-        self.kept.set_max(max as u64);
-        loop {
-            let gone = self.tables.with(|tables| tables.kept.pop_excess());
-            if gone.is_none() {
-                return;
-            }
-        }
+    /// No reports so far.
+    pub fn of_reports(registry: &Registry) -> Arc<Self> {
+        let (name, max) = ("nodes.reports_max", REPORTS_MAX as u64);
+        let kept = registry.limit(name, "", max, "the oldest is made anew when it is asked for");
+        let anew = "the report is made anew each time";
+        let (name, max) = ("nodes.reports_bytes", OUTCOMES_BYTES_MAX);
+        let bytes = registry.limit_of(Unit::Bytes, name, "", max, anew);
+        let (name, max) = ("nodes.reports_running_max", REPORTS_MAX as u64);
+        let running = registry.limit(name, "", max, "refused as UNAVAILABLE");
+        Idempotency::new(REPORT_TTL, running, kept, bytes)
+    }
+
+    fn new(ttl: Duration, running: Arc<Limit>, kept: Arc<Limit>, bytes: Arc<Limit>) -> Arc<Self> {
+        let tables = Tables { running: Map::new(running), kept: Lru::new(kept) };
+        Arc::new(Idempotency { tables: Locked::new(Rank::Leaf, tables), bytes, ttl })
     }
 
     /// Begins a request. `wait` makes who waits when the same is under way; it is not called
@@ -176,13 +182,13 @@ impl Idempotency {
         })
     }
 
-    /// Forgets outcomes whose time is over. Called at each beginning; the room's thread may call it
+    /// Forgets outcomes whose time is over, and those that are too many since a reload. Called at each beginning; the room's thread may call it
     /// so that nothing stays while nobody asks.
     pub fn forget(&self, now: Instant) {
         loop {
             let gone = self.tables.with(|tables| {
                 let over = tables.kept.oldest().is_some_and(|(_, kept)| kept.until <= now);
-                if over { tables.kept.pop_lru() } else { None }
+                if over { tables.kept.pop_lru() } else { tables.kept.pop_excess() }
             });
             if gone.is_none() {
                 return;
@@ -198,6 +204,8 @@ impl Idempotency {
             Err(refusal) => refusal.retry_after.is_none(),
         });
         let kept = lasting.map(|outcome| self.keep(outcome, now));
+        // A report may be made again, a request must not be carried out again.
+        let kept = kept.filter(|kept| kept.outcome.is_some() || self.ttl == TTL);
         let (waiters, gone) = self.tables.with(|tables| {
             let waiters = tables.running.remove(&id);
             (waiters, kept.and_then(|kept| tables.kept.put(id, kept)))
@@ -217,7 +225,7 @@ impl Idempotency {
         };
         let lease = if size <= OUTCOME_BYTES_MAX { self.bytes.try_take(size as u64) } else { None };
         let outcome = lease.is_some().then(|| Arc::clone(outcome));
-        Kept { outcome, until: now + TTL, _bytes: lease }
+        Kept { outcome, until: now + self.ttl, _bytes: lease }
     }
 }
 

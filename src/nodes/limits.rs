@@ -41,6 +41,8 @@ pub struct Limits {
     pub devices: Arc<Limit>,
     pub pairings: Arc<Limit>,
     pub idempotency: Arc<Limit>,
+    /// Changes of each device in a minute.
+    pub writes: Arc<Limit>,
     /// Largest body of a hook.
     pub hook_body: Arc<Limit>,
 }
@@ -104,6 +106,11 @@ impl Limits {
                 "nodes.idempotency_max",
                 n.idempotency_max,
                 "the oldest is forgotten",
+            ),
+            writes: count(
+                "nodes.writes_per_minute",
+                n.writes_per_minute,
+                "UNAVAILABLE with retryAfterMs",
             ),
             hook_body: size("hooks.body_max", hooks.body_max, "413"),
         }

@@ -1,5 +1,10 @@
 //! What can be asked for: one table, one file a subject.
 
+pub mod config;
+mod logs;
+mod models;
+mod usage;
+
 use std::cell::Cell;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -52,7 +57,6 @@ pub enum Done {
 
 impl Done {
     /// This answer.
-    #[expect(clippy::unnecessary_wraps, reason = "what methods return")]
     pub fn json(value: &impl Serialize) -> Outcome {
         Ok(Done::Now(frame::text(value)))
     }
@@ -131,7 +135,7 @@ impl Drop for Reply {
 }
 
 /// The methods, by subject.
-const TABLE: &[&[Method]] = &[];
+const TABLE: &[&[Method]] = &[config::METHODS, logs::METHODS, models::METHODS, usage::METHODS];
 
 /// Every method there is.
 pub fn all() -> impl Iterator<Item = &'static Method> {

@@ -12,7 +12,7 @@ use super::refusal::Refusal;
 use crate::base::bounded::Map;
 use crate::base::gcra::{Gcra, Quota, Verdict};
 use crate::base::lock::{Locked, Rank};
-use crate::base::metrics::Registry;
+use crate::base::metrics::{Limit, Registry};
 
 /// Writers that are counted at a time. Past it: refused, until others were silent for a minute.
 pub const WRITERS_MAX: usize = 1024;
@@ -28,27 +28,17 @@ struct Writer {
 /// The writers of the last minute.
 #[derive(Debug)]
 pub struct Writes {
-    inner: Locked<Inner>,
-}
-
-#[derive(Debug)]
-struct Inner {
-    quota: Option<Quota>,
-    writers: Map<Writer, Gcra>,
+    writers: Locked<Map<Writer, Gcra>>,
+    /// How many a minute.
+    rate: Arc<Limit>,
 }
 
 impl Writes {
-    /// Nobody has written; `per_minute` of 0 is no limit.
-    pub fn new(registry: &Registry, per_minute: u64) -> Self {
+    /// Nobody has written; `rate` is how often each may in a minute (`nodes.writes_per_minute`).
+    pub fn new(registry: &Registry, rate: Arc<Limit>) -> Self {
         let max = WRITERS_MAX as u64;
         let writers = registry.limit("nodes.writers_max", "", max, "refused as UNAVAILABLE");
-        let quota = Quota::per_minute(per_minute, None);
-        Writes { inner: Locked::new(Rank::Leaf, Inner { quota, writers: Map::new(writers) }) }
-    }
-
-    /// Another rate.
-    pub fn set(&self, per_minute: u64) {
-        self.inner.with(|inner| inner.quota = Quota::per_minute(per_minute, None));
+        Writes { writers: Locked::new(Rank::Leaf, Map::new(writers)), rate }
     }
 
     /// Counts a write of this client.
@@ -62,20 +52,25 @@ impl Writes {
 
     fn charge_as(&self, writer: Writer, now: Instant) -> Result<(), Refusal> {
         let method = writer.method;
-        let charged = self.inner.with(|inner| {
-            let quota = inner.quota?;
-            inner.writers.retain(|_, gcra| !gcra.idle(now));
-            let verdict = match inner.writers.get_or_insert_with(writer, Gcra::default) {
-                Some(gcra) => gcra.charge(&quota, now, 1),
-                None => Verdict::Limited { wait: quota.period() },
-            };
-            Some((quota, verdict))
+        let Some(quota) = Quota::per_minute(self.rate.max(), None) else { return Ok(()) };
+        let (verdict, used) = self.writers.with(|writers| {
+            writers.retain(|_, gcra| !gcra.idle(now));
+            match writers.get_or_insert_with(writer, Gcra::default) {
+                Some(gcra) => {
+                    let verdict = gcra.charge(&quota, now, 1);
+                    (verdict, quota.burst().saturating_sub(gcra.level(&quota, now).remaining))
+                }
+                None => (Verdict::Never, 0),
+            }
         });
-        match charged {
-            None | Some((_, Verdict::Allowed)) => Ok(()),
-            Some((quota, Verdict::Limited { wait })) => Err(refused(method, &quota, wait)),
-            Some((quota, Verdict::Never)) => Err(refused(method, &quota, quota.period())),
-        }
+        self.rate.saw(used);
+        let wait = match verdict {
+            Verdict::Allowed => return Ok(()),
+            Verdict::Limited { wait } => wait,
+            Verdict::Never => quota.period(),
+        };
+        self.rate.refuse();
+        Err(refused(method, &quota, wait))
     }
 }
 
@@ -101,7 +96,8 @@ mod tests {
     #[test]
     fn each_method_device_and_address_has_its_own_rate_and_hears_when_to_try_again() {
         let registry = Registry::default();
-        let writes = Writes::new(&registry, 30);
+        let rate = Limit::detached(30);
+        let writes = Writes::new(&registry, Arc::clone(&rate));
         let now = clock::now();
         let one = || writer("config.set", "a", 1);
         for _ in 0..30 {
@@ -120,14 +116,18 @@ mod tests {
         }
         writes.charge_as(one(), now + Duration::from_secs(2)).unwrap();
         assert!(writes.charge_as(one(), now + Duration::from_secs(2)).is_err());
-        writes.set(0);
-        writes.charge_as(one(), now).unwrap();
+        assert_eq!((rate.high_water(), rate.refused()), (30, 2));
+        rate.set_max(1000);
+        for _ in 0..10 {
+            writes.charge_as(one(), now + Duration::from_secs(4)).unwrap();
+        }
     }
 
     #[test]
     fn there_are_only_so_many_writers_and_silent_ones_make_room() {
         let registry = Registry::default();
-        let writes = Writes::new(&registry, 30);
+        let rate = Limit::detached(30);
+        let writes = Writes::new(&registry, Arc::clone(&rate));
         let now = clock::now();
         for n in 0..WRITERS_MAX {
             writes.charge_as(writer("config.set", &n.to_string(), 1), now).unwrap();

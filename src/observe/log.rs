@@ -22,12 +22,14 @@ use crate::config::settings::Log;
 mod files;
 mod format;
 mod queue;
+mod slice;
 mod stderr;
 mod tail;
 mod writer;
 
 pub use format::{LINE_BYTES_MAX, VALUE_BYTES_MAX};
 pub use queue::PENDING_BYTES_MAX;
+pub use slice::{Ask, Slice, read, recent};
 pub use tail::{Follower, Tail, TailLine};
 
 use queue::{Queue, Reconfigure};

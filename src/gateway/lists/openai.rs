@@ -74,7 +74,7 @@ fn push(out: &mut Vec<u8>, entry: &Entry<'_>, catalog: &Catalog) {
 }
 
 /// The context length, when it is known.
-fn context(entry: &Entry<'_>, catalog: &Catalog) -> Option<u64> {
+pub(super) fn context(entry: &Entry<'_>, catalog: &Catalog) -> Option<u64> {
     let context = match entry.upstream.kind {
         // It stands in the list, which is at hand.
         UpstreamKind::OpenAi => return entry.listed?.context,

@@ -12,7 +12,8 @@ struct Room {
 impl Room {
     fn new(max: usize) -> Self {
         let registry = Registry::default();
-        let all = Idempotency::new(&registry, max);
+        let kept = registry.limit("nodes.idempotency_max", "", max as u64, "");
+        let all = Idempotency::of_requests(&registry, kept);
         Room { registry, all, now: clock::now() }
     }
 
@@ -132,9 +133,11 @@ fn every_bound_is_met_with_what_it_says() {
         assert_eq!(room.begin("a", wrong).unwrap_err().code, Code::InvalidRequest);
     }
     let (one, two) = (room.first("a", "1"), room.first("a", "2"));
+    let more: Vec<_> = (2..RUNNING_MAX).map(|n| room.first("b", &n.to_string())).collect();
     let full = room.begin("a", "3").unwrap_err();
     assert_eq!((full.code, full.retry_after.is_some()), (Code::Unavailable, true));
-    assert_eq!(room.limit("nodes.idempotency_running_max"), (2, 1));
+    assert_eq!(room.limit("nodes.idempotency_running_max"), (RUNNING_MAX as u64, 1));
+    drop(more);
     let waiting: Vec<_> = (0..WAITERS_MAX).map(|_| room.waited("a", "1").1).collect();
     assert_eq!(room.begin("a", "1").unwrap_err().code, Code::Unavailable);
     one.end(&ok("[]"));
@@ -145,8 +148,10 @@ fn every_bound_is_met_with_what_it_says() {
     assert_eq!(room.limit("nodes.idempotency_max"), (2, 1));
     drop(room.first("a", "1"));
     assert_eq!(room.known("a", "3"), "[]");
-    room.all.set_max(0);
-    assert_eq!(room.limit("nodes.idempotency_max").0, 0);
+    // A reload lowers the bound.
+    room.registry.limit("nodes.idempotency_max", "", 1, "");
+    room.all.forget(room.now);
+    assert_eq!(room.limit("nodes.idempotency_max").0, 1);
 }
 
 #[test]
@@ -163,4 +168,28 @@ fn a_large_answer_is_not_kept_and_a_repeat_is_told_so() {
     assert_eq!(room.limit("nodes.idempotency_bytes"), (OUTCOMES_BYTES_MAX, 1));
     assert_eq!(room.known("a", "63").len(), OUTCOME_BYTES_MAX);
     assert!(room.begin("a", "64").is_err());
+}
+
+#[test]
+fn a_report_is_made_once_for_all_who_ask_and_given_again_for_half_a_minute() {
+    let registry = Registry::default();
+    let reports = Idempotency::of_reports(&registry);
+    let (begun, now) = (clock::now(), clock::now() + REPORT_TTL + Duration::from_secs(1));
+    let ask = |now| reports.begin(None, "usage.cost", "30", now, || Box::new(|_: &Outcome| {}));
+    let Ok(Begun::First(ticket)) = ask(begun) else { panic!("not the first") };
+    assert!(matches!(ask(begun), Ok(Begun::Joined)));
+    ticket.end(&ok("{}"));
+    assert!(matches!(ask(begun), Ok(Begun::Known(_))));
+    let Ok(Begun::First(ticket)) = ask(now) else { panic!("still kept") };
+    // One that is too large is no secret: it is made again.
+    ticket.end(&ok(&"x".repeat(OUTCOME_BYTES_MAX + 1)));
+    assert!(matches!(ask(now), Ok(Begun::First(_))));
+    for n in 0..=REPORTS_MAX {
+        let first = reports.begin(None, "usage.cost", &format!("k{n}"), begun, || unreachable!());
+        let Ok(Begun::First(ticket)) = first else { panic!("{n}") };
+        ticket.end(&ok("{}"));
+    }
+    let limits = registry.limits();
+    let kept = &limits.iter().find(|limit| limit.name == "nodes.reports_max").unwrap().limit;
+    assert_eq!((kept.now(), kept.refused()), (REPORTS_MAX as u64, 1));
 }

@@ -186,7 +186,7 @@ impl Files {
 }
 
 /// The number in the name of a rotated file.
-fn rotated_number(name: &str) -> Option<u64> {
+pub(super) fn rotated_number(name: &str) -> Option<u64> {
     let number = name.strip_prefix(ROTATED_PREFIX)?.strip_suffix(ROTATED_SUFFIX)?;
     if number.bytes().all(|b| b.is_ascii_digit()) { number.parse().ok() } else { None }
 }

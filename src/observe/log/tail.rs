@@ -43,6 +43,8 @@ pub struct Tail {
 struct Recent {
     lines: History<TailLine>,
     bytes: u64,
+    /// Bytes that were ever given here.
+    total: u64,
 }
 
 /// The writer's end of one follower.
@@ -76,7 +78,7 @@ impl Tail {
             max,
             "dropped for that follower, and told",
         );
-        let recent = Recent { lines: History::new(lines), bytes: 0 };
+        let recent = Recent { lines: History::new(lines), bytes: 0, total: 0 };
         Arc::new(Tail {
             recent: Locked::new(Rank::Leaf, recent),
             bytes,
@@ -91,6 +93,7 @@ impl Tail {
         let copy = line.clone();
         let (gone, more, held) = self.recent.with(|recent| {
             recent.bytes += size(&line);
+            recent.total += size(&line);
             let gone = recent.lines.push(line);
             recent.bytes -= gone.as_ref().map_or(0, size);
             // Most often none, which takes no memory.
@@ -120,6 +123,11 @@ impl Tail {
     /// The last lines, oldest first.
     pub fn recent(&self) -> Vec<TailLine> {
         self.recent.with(|recent| recent.lines.iter().cloned().collect())
+    }
+
+    /// The last lines, oldest first, and how many bytes were ever given here, these with them.
+    pub fn recent_of(&self) -> (Vec<TailLine>, u64) {
+        self.recent.with(|recent| (recent.lines.iter().cloned().collect(), recent.total))
     }
 
     /// The last lines, and those that follow. A line may be in both, or in neither, when it is written
