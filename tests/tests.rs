@@ -60,6 +60,8 @@ mod logs;
 mod nodes;
 // Health and metrics.
 mod ops;
+// Operators on WebSocket: configuration, log, models, usage.
+mod nodes_ops;
 // HTTPS, proxies, names and addresses on the way to upstreams.
 mod outbound;
 // Limits on requests and tokens, lockouts, keys that end, types of bodies.
