@@ -35,6 +35,7 @@ pub mod queue;
 pub mod refusal;
 pub mod shared;
 pub mod tokens;
+pub mod upgrade;
 pub mod who;
 pub mod writes;
 
@@ -74,6 +75,7 @@ use presence::Presence;
 use room::Lines;
 use shared::Shared;
 use shares::{Share, Shares};
+use upgrade::Upgrades;
 use who::{How, Scope};
 
 pub use room::Ticket;
@@ -113,6 +115,7 @@ pub struct Nodes {
     peers: Peers,
     presence: Locked<Presence>,
     devices: Devices,
+    upgrades: Upgrades,
     fleet: Fleet,
     lines: Lines,
     drain: Drain,
@@ -142,6 +145,7 @@ impl Nodes {
             peers: Peers::new(),
             presence: Locked::new(Rank::Leaf, presence),
             devices: Devices::new(&limits.devices, &limits.pairings, &parts.events, &parts.store),
+            upgrades: Upgrades::new(&parts.registry),
             fleet: Fleet::new(&parts.registry, settings),
             lines: Lines::new(),
             drain: Drain::new(),
@@ -166,6 +170,11 @@ impl Nodes {
     /// The paired devices.
     pub fn devices(&self) -> &Devices {
         &self.devices
+    }
+
+    /// Devices that wait for more rights.
+    pub fn upgrades(&self) -> &Upgrades {
+        &self.upgrades
     }
 
     /// The connected nodes, and what they are asked.
@@ -303,10 +312,10 @@ impl Nodes {
     /// What has a deadline beside the connections themselves. Called by the room's thread.
     fn tick(&self, now: Instant) {
         self.fleet.tick(now);
-        self.devices.tick();
         if let Some(event) = self.tick_shared(now) {
             self.broadcast(&event, |peer| peer.may(Scope::Admin));
         }
+        self.upgrades.tick(self);
     }
 
     /// Its version, and how many entries were ever left out.

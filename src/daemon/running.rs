@@ -268,6 +268,7 @@ impl Running {
             links: Some(Arc::clone(&links)),
             accounts: Some(accounts),
             answers: Some(answers.clone()),
+            nodes: Some(Arc::clone(&nodes)),
             config: Some(Arc::clone(&keeping.shown)),
         };
         let control = super::control::start(&config, &shown, &heartbeats);
@@ -410,6 +411,8 @@ impl Running {
         self.keeper.tick(clock::now());
         self.links.sweep();
         self.gateway.sweep();
+        // Also before the first connection: a device may have been removed while the store was away.
+        self.nodes.devices().tick();
         self.answers.sweep(clock::now());
         self.trim();
         self.resources.tick(clock::now(), &self.config.resources);

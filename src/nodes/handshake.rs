@@ -22,10 +22,10 @@ use super::device::Proven;
 use super::frame::Incoming;
 use super::host::{Host, Opened};
 use super::outbox::Event;
-use super::pairing::{self, Ask, Device, Devices, Grant, Issued, Seen, Why, short, wire};
+use super::pairing::{Ask, Device, Devices, Grant, Issued, Seen, Why, short, wire};
 use super::refusal::Refusal;
 use super::tokens::Digest;
-use super::who::{How, Identity, Role, Scopes};
+use super::who::{Client, How, Identity, Role, Scopes};
 use params::Params;
 use refuse::Reason;
 
@@ -329,7 +329,7 @@ impl Arrival<'_> {
             // It is let in without them, and an operator may approve the rest.
             let ask = self.asks(&proven, Why::Commands, Scopes::NONE);
             if let Ok(wish) = self.ctx.devices.ask(ask) {
-                announced(&mut announce, &wish);
+                announce = wire::wished(&wish);
             }
         }
         let mut identity = self.identity(way, Some(&proven), Scopes::NONE);
@@ -400,7 +400,7 @@ impl Arrival<'_> {
                 let id = Arc::clone(&wish.request.id);
                 let mut reason =
                     refuse::pairing(why, Some(&id), self.role, scopes, &proven.id, known);
-                announced(&mut reason.announce, &wish);
+                reason.announce = wire::wished(&wish);
                 reason
             }
             Err(error) => refuse::full(error, why, &proven.id),
@@ -430,6 +430,7 @@ impl Arrival<'_> {
             (Way::Device(_), Some(proven)) => Some(account_of(&proven.id)),
             (Way::Token | Way::Password | Way::Device(_), _) => Some(SHARED_ACCOUNT.into()),
         };
+        let public_key = proven.map(|proven| Box::new(proven.key));
         Identity {
             role: self.role,
             scopes,
@@ -437,7 +438,7 @@ impl Arrival<'_> {
             account,
             device: proven.map(|proven| proven.id.as_str().into()),
             protocol: self.protocol,
-            client: self.params.kept_client(),
+            client: Client { public_key, ..self.params.kept_client() },
             caps: Box::default(),
             commands: Box::default(),
         }
@@ -453,15 +454,6 @@ fn by_device(shown: [Option<&str>; 2], grant: &Grant) -> Option<Way> {
     let token = grant.token.as_ref()?;
     let right = |shown: &str| token.digest.same(&Digest::of(shown));
     shown.into_iter().flatten().any(right).then_some(Way::Device(token.scopes))
-}
-
-fn announced(events: &mut Vec<Event>, wish: &pairing::Wish) {
-    if let Some(old) = &wish.instead_of {
-        events.push(wire::resolved(old, wire::Decision::Rejected));
-    }
-    if wish.new {
-        events.push(wire::requested(&wish.request));
-    }
 }
 
 /// The object `auth` of `hello-ok`.

@@ -21,7 +21,7 @@ use crate::base::health::Phase;
 const AGAIN: Duration = Duration::from_secs(1);
 
 /// Events that operators may get.
-const OPERATOR_EVENTS: [&str; 13] = [
+const OPERATOR_EVENTS: [&str; 16] = [
     "connect.challenge",
     "tick",
     "shutdown",
@@ -34,6 +34,9 @@ const OPERATOR_EVENTS: [&str; 13] = [
     "config.changed",
     "device.pair.requested",
     "device.pair.resolved",
+    "device.pair.changed",
+    "node.pair.requested",
+    "node.pair.resolved",
     "heartbeat",
 ];
 
@@ -138,6 +141,10 @@ fn welcomed(nodes: &Arc<Nodes>, line: &Arc<Line>, welcome: Welcome) -> Result<()
     let Some(who) = peer.identity() else { return Ok(()) };
     peer.outbox().frame(frame::answer(&id, &hello(nodes, &peer.conn, who, &auth)));
     nodes.joined(peer);
+    // Its pairing may have been taken away since it was looked at: now it would be found.
+    if !nodes.devices().stands(who) {
+        peer.outbox().close(1008, "device pairing removed");
+    }
     announce(nodes, &events);
     Ok(())
 }

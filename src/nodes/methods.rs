@@ -1,8 +1,10 @@
 //! What can be asked for: one table, one file a subject.
 
 pub mod config;
+mod devices;
 mod logs;
 mod models;
+mod pairing;
 mod usage;
 
 use std::cell::Cell;
@@ -135,7 +137,14 @@ impl Drop for Reply {
 }
 
 /// The methods, by subject.
-const TABLE: &[&[Method]] = &[config::METHODS, logs::METHODS, models::METHODS, usage::METHODS];
+const TABLE: &[&[Method]] = &[
+    config::METHODS,
+    devices::METHODS,
+    logs::METHODS,
+    models::METHODS,
+    pairing::METHODS,
+    usage::METHODS,
+];
 
 /// Every method there is.
 pub fn all() -> impl Iterator<Item = &'static Method> {

@@ -5,6 +5,7 @@
 //! strangers write nothing to the disk. An approval counts when it is on the disk; a removal counts at
 //! once, and is written as soon as the store can.
 
+pub mod acts;
 mod record;
 mod table;
 pub mod wire;
@@ -28,6 +29,7 @@ use crate::base::lock::{Locked, Rank};
 use crate::base::metrics::Limit;
 use crate::store::{Stand, Store, devices};
 
+use super::peer::Peer;
 use super::tokens::{self, Digest};
 use super::who::{Identity, Role, Scopes};
 use table::{Asked, Fault, Row, Table};
@@ -370,6 +372,13 @@ impl Devices {
     /// A device was seen. It is kept on disk now and then.
     pub fn saw(&self, id: &str, seen: Seen) {
         self.table.with(|table| table.saw(id, seen));
+    }
+
+    /// A connection has ended.
+    pub fn gone(&self, peer: &Peer) {
+        let Some(id) = peer.identity().and_then(|who| who.device.as_ref()) else { return };
+        let (ms, address) = (unix_ms(), Some(peer.address));
+        self.saw(id, Seen { ms, reason: "disconnect", address });
     }
 
     /// The one device whose id begins with this text.

@@ -255,6 +255,8 @@ impl Nodes {
         self.peers.leave(peer.number);
         self.presence.with(|presence| presence.leave(peer.number));
         self.fleet().gone(peer);
+        self.upgrades().gone(peer);
+        self.devices().gone(peer);
     }
 
     /// Joins the threads of connections that have ended.

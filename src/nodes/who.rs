@@ -127,6 +127,12 @@ impl Scopes {
         self.grant(other) == other
     }
 
+    /// The first right in `other` that this set does not allow.
+    pub fn lacks(self, other: Scopes) -> Option<Scope> {
+        let missing = |scope: Scope| other.0 & scope as u16 != 0 && !self.allow(scope);
+        SCOPES.iter().map(|(scope, _)| *scope).find(|scope| missing(*scope))
+    }
+
     /// Whether there is nothing in it.
     pub fn is_empty(self) -> bool {
         self.0 == 0
@@ -171,6 +177,8 @@ pub struct Client {
     pub device_family: Option<Box<str>>,
     pub model_identifier: Option<Box<str>>,
     pub instance: Option<Box<str>>,
+    /// The key of a device that proved to have it.
+    pub public_key: Option<Box<[u8; 32]>>,
 }
 
 /// Who is at the other end, from the handshake on.

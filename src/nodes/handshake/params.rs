@@ -190,6 +190,7 @@ impl<'a> Params<'a> {
             device_family: may(device_family),
             model_identifier: may(model_identifier),
             instance: may(instance_id),
+            public_key: None,
         }
     }
 

@@ -9,7 +9,7 @@ use super::*;
 use crate::base::clock;
 use crate::base::metrics::{Limit, Registry};
 use crate::nodes::device;
-use crate::nodes::pairing::Request;
+use crate::nodes::pairing::{self, Request};
 use crate::store::{Store, Tools};
 
 const NOW_MS: u64 = 1_800_000_000_000;
@@ -82,7 +82,7 @@ impl Room {
         }
     }
 
-    fn step(&self, client: &Client) -> Step {
+    fn step(&self, client: &Guest) -> Step {
         let ctx = Context {
             host: &self.gate,
             devices: &self.devices,
@@ -93,7 +93,7 @@ impl Room {
         Handshake::new(NOW_MS, NONCE).step(&client.frame(), &ctx)
     }
 
-    fn welcome(&self, client: &Client) -> Welcome {
+    fn welcome(&self, client: &Guest) -> Welcome {
         match self.step(client) {
             Step::Welcome(welcome) => *welcome,
             Step::Refuse(refused) => panic!("{refused:?}"),
@@ -101,7 +101,7 @@ impl Room {
     }
 
     /// The error's details and the close code.
-    fn refused(&self, client: &Client) -> (Value, u16) {
+    fn refused(&self, client: &Guest) -> (Value, u16) {
         match self.step(client) {
             Step::Welcome(welcome) => panic!("{:?}", welcome.identity),
             Step::Refuse(refused) => {
@@ -112,13 +112,13 @@ impl Room {
         }
     }
 
-    fn code(&self, client: &Client) -> String {
+    fn code(&self, client: &Guest) -> String {
         let (error, close) = self.refused(client);
         assert_eq!(close, 1008);
         error["details"]["code"].as_str().unwrap_or_default().to_owned()
     }
 
-    fn pair(&self, client: &Client) -> Request {
+    fn pair(&self, client: &Guest) -> Request {
         let (error, close) = self.refused(client);
         assert_eq!((&error["code"], close), (&"NOT_PAIRED".into(), 1008), "{error}");
         let id = error["details"]["requestId"].as_str().unwrap();
@@ -128,7 +128,7 @@ impl Room {
 
 /// A client that says these things.
 #[derive(Clone)]
-struct Client {
+struct Guest {
     protocol: (i64, i64),
     role: Option<&'static str>,
     mode: &'static str,
@@ -142,8 +142,8 @@ struct Client {
     spoil: bool,
 }
 
-fn operator(auth: Value) -> Client {
-    Client {
+fn operator(auth: Value) -> Guest {
+    Guest {
         protocol: (4, 4),
         role: Some("operator"),
         mode: "backend",
@@ -158,13 +158,13 @@ fn operator(auth: Value) -> Client {
     }
 }
 
-fn node(auth: Value, seed: u8) -> Client {
+fn node(auth: Value, seed: u8) -> Guest {
     let (role, scopes) = (Some("node"), Some(Vec::new()));
     let (mode, device, commands) = ("node", Some(seed), vec!["camera.snap"]);
-    Client { protocol: (3, 4), role, mode, scopes, device, commands, ..operator(auth) }
+    Guest { protocol: (3, 4), role, mode, scopes, device, commands, ..operator(auth) }
 }
 
-impl Client {
+impl Guest {
     fn id(&self) -> String {
         let key = SigningKey::from_bytes(&[self.device.unwrap(); 32]).verifying_key();
         device::id(&key.to_bytes())
@@ -233,9 +233,9 @@ fn the_shared_token_gives_what_is_asked_and_a_key_what_it_has() {
     assert_eq!(welcome.auth, expected);
     let who = room.welcome(&operator(json!({"password": "word"}))).identity;
     assert_eq!((who.how, who.scopes.allow(crate::nodes::who::Scope::Admin)), (How::Password, true));
-    let silent = Client { scopes: None, ..operator(json!({"token": "shared"})) };
+    let silent = Guest { scopes: None, ..operator(json!({"token": "shared"})) };
     assert_eq!(room.welcome(&silent).identity.scopes, Scopes::USE);
-    let silent = Client { scopes: Some(Vec::new()), ..silent };
+    let silent = Guest { scopes: Some(Vec::new()), ..silent };
     assert_eq!(room.welcome(&silent).identity.scopes, Scopes::NONE);
 }
 
@@ -245,7 +245,7 @@ fn an_open_gateway_ignores_what_is_shown_and_gives_no_admin() {
     for auth in
         [json!(null), json!({"token": "x"}), json!({"password": "x"}), json!({"deviceToken": "x"})]
     {
-        let client = Client { device: Some(1), ..operator(auth) };
+        let client = Guest { device: Some(1), ..operator(auth) };
         let who = room.welcome(&client).identity;
         assert_eq!((who.how, who.account, who.scopes), (How::Open, None, Scopes::USE));
     }
@@ -262,7 +262,7 @@ fn wrong_secrets_are_told_apart_counted_and_locked_out() {
     assert_eq!(room.gate.wrong.with(|wrong| wrong.borrow().len()), 0, "that guesses nothing");
     assert_eq!(room.code(&operator(json!({"token": "x"}))), "AUTH_TOKEN_MISMATCH");
     assert_eq!(room.code(&operator(json!({"password": "x"}))), "AUTH_PASSWORD_MISMATCH");
-    let own = Client { device: Some(1), ..operator(json!({"deviceToken": "x", "token": "x"})) };
+    let own = Guest { device: Some(1), ..operator(json!({"deviceToken": "x", "token": "x"})) };
     assert_eq!(room.code(&own), "AUTH_DEVICE_TOKEN_MISMATCH");
     assert_eq!(room.gate.wrong.with(|wrong| wrong.borrow().len()), 3, "each once");
     let (error, close) = room.refused(&operator(json!({"token": "shared"})));
@@ -278,8 +278,8 @@ fn wrong_secrets_are_told_apart_counted_and_locked_out() {
 #[test]
 fn versions_are_negotiated_by_role() {
     let room = Room::new(false, None, None);
-    let check = |client: &Client, protocol: (i64, i64), expected: Result<u32, u16>| {
-        let client = Client { protocol, ..client.clone() };
+    let check = |client: &Guest, protocol: (i64, i64), expected: Result<u32, u16>| {
+        let client = Guest { protocol, ..client.clone() };
         match (room.step(&client), expected) {
             (Step::Welcome(welcome), Ok(version)) => {
                 assert_eq!(welcome.identity.protocol, version, "{protocol:?}");
@@ -309,7 +309,7 @@ fn versions_are_negotiated_by_role() {
     ] {
         check(&plain, protocol, expected);
     }
-    check(&Client { mode: "probe", ..plain }, (3, 3), Ok(3));
+    check(&Guest { mode: "probe", ..plain }, (3, 3), Ok(3));
     let node = node(json!(null), 1);
     room.pair(&node);
     check(&node, (3, 3), Ok(3));
@@ -335,7 +335,7 @@ fn what_is_no_connect_is_refused() {
     assert_eq!(step(r#"{"type":"event","event":"x"}"#), (1008, false));
     assert_eq!(step(r#"{"type":"req","id":"1","method":"health"}"#), (1008, true));
     assert_eq!(step(r#"{"type":"req","id":"1","method":"connect"}"#), (1008, true));
-    let strange = Client { role: Some("worker"), ..operator(json!(null)) };
+    let strange = Guest { role: Some("worker"), ..operator(json!(null)) };
     assert_eq!(step(&strange.frame()), (1008, true));
 }
 
@@ -343,17 +343,17 @@ fn what_is_no_connect_is_refused() {
 fn a_device_has_to_prove_who_it_is() {
     let room = Room::new(true, Some("shared"), None);
     let good = node(json!({"token": "shared"}), 1);
-    let check = |client: Client, code: &str| assert_eq!(room.code(&client), code);
-    check(Client { spoil: true, ..good.clone() }, "DEVICE_AUTH_SIGNATURE_INVALID");
-    check(Client { nonce: "another", ..good.clone() }, "DEVICE_AUTH_NONCE_MISMATCH");
-    check(Client { nonce: "", ..good.clone() }, "DEVICE_AUTH_NONCE_REQUIRED");
+    let check = |client: Guest, code: &str| assert_eq!(room.code(&client), code);
+    check(Guest { spoil: true, ..good.clone() }, "DEVICE_AUTH_SIGNATURE_INVALID");
+    check(Guest { nonce: "another", ..good.clone() }, "DEVICE_AUTH_NONCE_MISMATCH");
+    check(Guest { nonce: "", ..good.clone() }, "DEVICE_AUTH_NONCE_REQUIRED");
     let signed_at = NOW_MS - device::SKEW_MS - 1;
-    check(Client { signed_at, ..good.clone() }, "DEVICE_AUTH_SIGNATURE_EXPIRED");
-    check(Client { device: None, ..good.clone() }, "DEVICE_IDENTITY_REQUIRED");
+    check(Guest { signed_at, ..good.clone() }, "DEVICE_AUTH_SIGNATURE_EXPIRED");
+    check(Guest { device: None, ..good.clone() }, "DEVICE_IDENTITY_REQUIRED");
     check(operator(json!({"deviceToken": "x"})), "DEVICE_IDENTITY_REQUIRED");
-    check(Client { version: "v2", ..good.clone() }, "PAIRING_REQUIRED");
+    check(Guest { version: "v2", ..good.clone() }, "PAIRING_REQUIRED");
     check(good, "PAIRING_REQUIRED");
-    let bad = Client { spoil: true, device: Some(1), ..operator(json!({"token": "shared"})) };
+    let bad = Guest { spoil: true, device: Some(1), ..operator(json!({"token": "shared"})) };
     check(bad, "DEVICE_AUTH_SIGNATURE_INVALID");
 }
 
@@ -385,17 +385,17 @@ fn a_node_is_let_in_once_it_is_approved_and_then_by_its_own_token() {
         json!({"token": token, "deviceToken": token}),
         json!({"token": token}),
     ] {
-        let own = Client { auth, ..client.clone() };
+        let own = Guest { auth, ..client.clone() };
         let who = room.welcome(&own).identity;
         let account = format!("device:{}", &client.id()[..12]);
         assert_eq!((who.how, who.account.as_deref()), (How::Device, Some(&*account)));
     }
-    let stolen = Client { device: Some(2), auth: json!({"deviceToken": token}), ..client.clone() };
+    let stolen = Guest { device: Some(2), auth: json!({"deviceToken": token}), ..client.clone() };
     assert_eq!(room.code(&stolen), "AUTH_DEVICE_TOKEN_MISMATCH");
     let operator =
-        Client { role: Some("operator"), auth: json!({"deviceToken": token}), ..client.clone() };
+        Guest { role: Some("operator"), auth: json!({"deviceToken": token}), ..client.clone() };
     assert_eq!(room.code(&operator), "AUTH_DEVICE_TOKEN_MISMATCH", "a token is for one role");
-    let hint = Client { auth: json!({"token": "old"}), ..client };
+    let hint = Guest { auth: json!({"token": "old"}), ..client };
     let (error, _) = room.refused(&hint);
     assert_eq!(error["details"]["canRetryWithDeviceToken"], true);
 }
@@ -405,7 +405,7 @@ fn further_commands_of_a_node_wait_for_approval_while_it_is_connected() {
     let room = Room::new(true, Some("shared"), None);
     let client = node(json!({"token": "shared"}), 1);
     room.pair(&client);
-    let more = Client { commands: vec!["camera.snap", "system.run"], ..client.clone() };
+    let more = Guest { commands: vec!["camera.snap", "system.run"], ..client.clone() };
     let welcome = room.welcome(&more);
     assert_eq!(*welcome.identity.commands, ["camera.snap".into()]);
     assert_eq!(welcome.announce[0].name, "node.pair.requested");
@@ -419,12 +419,12 @@ fn further_commands_of_a_node_wait_for_approval_while_it_is_connected() {
 #[test]
 fn an_operator_device_with_its_token_gets_what_was_approved() {
     let room = Room::new(true, Some("shared"), None);
-    let shared = Client { device: Some(1), ..operator(json!({"token": "shared"})) };
+    let shared = Guest { device: Some(1), ..operator(json!({"token": "shared"})) };
     assert!(room.welcome(&shared).auth["deviceToken"].is_null(), "the token is enough");
     let request = room.devices.ask(ask(&shared, Scopes::USE)).unwrap().request;
     room.devices.approve(&request.id).unwrap();
     let token = room.welcome(&shared).auth["deviceToken"].as_str().unwrap().to_owned();
-    let own = |scopes: Option<Vec<&'static str>>| Client {
+    let own = |scopes: Option<Vec<&'static str>>| Guest {
         scopes,
         auth: json!({"deviceToken": token}),
         ..shared.clone()
@@ -440,12 +440,12 @@ fn an_operator_device_with_its_token_gets_what_was_approved() {
     let id = shared.id();
     let narrow = room.devices.rotate(&id, Role::Operator, Some(Scopes::USE)).unwrap();
     let auth = json!({"deviceToken": narrow.token});
-    assert_eq!(room.code(&Client { auth, ..shared.clone() }), "AUTH_SCOPE_MISMATCH");
+    assert_eq!(room.code(&Guest { auth, ..shared.clone() }), "AUTH_SCOPE_MISMATCH");
     let node = node(json!({"token": "shared"}), 1);
     assert_eq!(room.refused(&node).0["details"]["reason"], "role-upgrade");
 }
 
-fn ask(client: &Client, scopes: Scopes) -> Ask {
+fn ask(client: &Guest, scopes: Scopes) -> Ask {
     let key = SigningKey::from_bytes(&[client.device.unwrap(); 32]).verifying_key().to_bytes();
     Ask {
         device: client.id().into(),
@@ -454,7 +454,7 @@ fn ask(client: &Client, scopes: Scopes) -> Ask {
         scopes,
         commands: Box::default(),
         caps: Box::default(),
-        client: crate::nodes::who::Client::default(),
+        client: Client::default(),
         address: IpAddr::from([127, 0, 0, 1]),
         why: Why::NotPaired,
     }
@@ -467,7 +467,7 @@ fn what_was_taken_away_does_not_open_any_more() {
     room.pair(&client);
     let welcome = room.welcome(&client);
     let auth = json!({"deviceToken": welcome.auth["deviceToken"]});
-    let own = Client { auth, ..client.clone() };
+    let own = Guest { auth, ..client.clone() };
     let who = room.welcome(&own).identity;
     assert!(room.devices.stands(&who) && pairing::concerns(&who, &client.id(), None));
     let lost = room.devices.revoke(&client.id(), Role::Node).unwrap();
@@ -510,7 +510,7 @@ fn without_a_store_nodes_stay_out_and_operators_come_in() {
     let (error, close) = room.refused(&node(json!(null), 1));
     assert_eq!((&error["code"], close), (&"UNAVAILABLE".into(), 1013));
     assert_eq!(error["retryable"], true);
-    let client = Client { device: Some(1), ..operator(json!(null)) };
+    let client = Guest { device: Some(1), ..operator(json!(null)) };
     assert_eq!(room.welcome(&client).identity.how, How::Open);
 }
 
@@ -524,7 +524,7 @@ fn a_known_device_needs_no_store() {
     let token = room.welcome(&client).auth["deviceToken"].clone();
     let (error, _) = room.refused(&other);
     assert!(store.stop(clock::now() + Duration::from_secs(10)));
-    let own = Client { auth: json!({"deviceToken": token}), ..client.clone() };
+    let own = Guest { auth: json!({"deviceToken": token}), ..client.clone() };
     assert_eq!(room.welcome(&own).identity.how, How::Device);
     let request = error["details"]["requestId"].as_str().unwrap();
     assert!(room.devices.approve(request).is_err(), "nothing new while it is away");

@@ -304,6 +304,7 @@ pub(super) fn read(text: &str) -> Option<(Device, Seen)> {
             device_family: client.device_family,
             model_identifier: client.model_identifier,
             instance: None,
+            public_key: None,
         },
         created_ms: kept.created_ms,
         approved_ms: kept.approved_ms,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use serde_json::{Map, Value, json};
 
 use super::record::{Device, Grant, Request, Seen, Why};
-use super::unix_ms;
+use super::{Wish, unix_ms};
 use crate::nodes::frame;
 use crate::nodes::outbox::{Class, Event};
 use crate::nodes::who::{Client, Role, Scopes};
@@ -30,6 +30,13 @@ impl Decision {
             Decision::Removed => "removed",
         }
     }
+}
+
+/// What operators are told of a wish.
+pub fn wished(wish: &Wish) -> Vec<Event> {
+    let old = wish.instead_of.as_ref().map(|old| resolved(old, Decision::Rejected));
+    let new = wish.new.then(|| requested(&wish.request));
+    old.into_iter().chain(new).collect()
 }
 
 /// Somebody asks to be paired.
