@@ -8,6 +8,7 @@ mod check;
 mod client;
 mod completions;
 mod config;
+mod devices;
 mod drain;
 mod events;
 mod import;
@@ -45,6 +46,7 @@ enum Command {
     Check(check::Check),
     Status(status::Status),
     Logs(logs::Logs),
+    Devices(devices::Devices),
     Drain(drain::Drain),
     Limits(limits::Limits),
     Alerts(alerts::Alerts),
@@ -76,6 +78,7 @@ fn execute(args: impl IntoIterator<Item = std::ffi::OsString>) -> Exit {
             Command::Check(command) => command.execute(),
             Command::Status(command) => command.execute(),
             Command::Logs(command) => command.execute(),
+            Command::Devices(command) => command.execute(),
             Command::Drain(command) => command.execute(),
             Command::Limits(command) => command.execute(),
             Command::Alerts(command) => command.execute(),

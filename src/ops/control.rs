@@ -8,6 +8,7 @@ mod breakers;
 mod cache;
 mod alerts;
 mod config;
+mod devices;
 mod drain;
 mod logs;
 mod process;
@@ -26,6 +27,7 @@ const TABLE: &[&[Route]] = &[
     process::ROUTES,
     alerts::ROUTES,
     config::ROUTES,
+    devices::ROUTES,
     drain::ROUTES,
     cache::ROUTES,
     breakers::ROUTES,

@@ -16,6 +16,7 @@ use crate::gateway::cached::Answers;
 use crate::gateway::usage::Accounts;
 use crate::health::alerts::Handle;
 use crate::health::overload::Overload;
+use crate::nodes::Nodes;
 use crate::observe::history::History;
 use crate::observe::levels::Levels;
 use crate::observe::log::Tail;
@@ -63,6 +64,8 @@ pub struct Parts {
     pub accounts: Option<Arc<Accounts>>,
     /// Answers that are kept.
     pub answers: Option<Answers>,
+    /// The connections on WebSocket.
+    pub nodes: Option<Arc<Nodes>>,
     /// Which configuration is in force.
     pub config: Option<Arc<Overview>>,
 }
@@ -100,6 +103,7 @@ impl Parts {
             links: None,
             accounts: None,
             answers: None,
+            nodes: None,
             config: None,
         }
     }
