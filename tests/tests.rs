@@ -36,6 +36,8 @@ mod config;
 mod control;
 // The page of the ops plane, and its live document.
 mod dashboard;
+// Who is let in on WebSocket: tokens, keys, devices.
+mod devices;
 // Both dialects on both sides, the catalog, bad requests.
 mod dialects;
 // Every fault of an upstream, in every combination.
