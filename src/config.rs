@@ -18,7 +18,7 @@ pub mod ledger;
 pub mod listing;
 mod load;
 pub mod merge;
-mod names;
+pub mod names;
 mod nearest;
 mod nodes;
 pub mod offline;

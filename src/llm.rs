@@ -26,6 +26,7 @@ mod embeddings;
 mod frames;
 mod json;
 mod kept;
+pub mod listen;
 mod reply;
 mod seen;
 mod stream;

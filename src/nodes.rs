@@ -21,6 +21,7 @@ pub mod fleet;
 pub mod frame;
 pub mod handshake;
 pub mod health;
+pub mod history;
 pub mod host;
 pub mod limits;
 pub mod idempotency;
@@ -33,14 +34,18 @@ pub mod pairing;
 pub mod peer;
 pub mod queue;
 pub mod refusal;
+pub mod run;
+pub mod runs;
+pub mod sessions;
 pub mod shared;
+pub mod subscriptions;
 pub mod tokens;
 pub mod upgrade;
 pub mod who;
 pub mod writes;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
@@ -56,6 +61,7 @@ use crate::base::orders::Desk;
 use crate::config::Config;
 use crate::config::overview::Overview;
 use crate::config::settings::Key;
+use crate::net::inward::Inward;
 use crate::observe::log::Tail;
 use crate::store::Store;
 
@@ -73,6 +79,7 @@ use pairing::Devices;
 use peer::Peer;
 use presence::Presence;
 use room::Lines;
+use runs::Runs;
 use shared::Shared;
 use shares::{Share, Shares};
 use upgrade::Upgrades;
@@ -117,6 +124,7 @@ pub struct Nodes {
     devices: Devices,
     upgrades: Upgrades,
     fleet: Fleet,
+    runs: Arc<Runs>,
     lines: Lines,
     drain: Drain,
     pool: Pool,
@@ -147,6 +155,7 @@ impl Nodes {
             devices: Devices::new(&limits.devices, &limits.pairings, &parts.events, &parts.store),
             upgrades: Upgrades::new(&parts.registry),
             fleet: Fleet::new(&parts.registry, settings),
+            runs: Runs::new(runs::Hands::of(&parts), settings),
             lines: Lines::new(),
             drain: Drain::new(),
             pool: Pool::new(Arc::clone(&limits.jobs)),
@@ -155,6 +164,11 @@ impl Nodes {
             config: ArcSwap::new(config),
             parts,
         })
+    }
+
+    /// Chats under way, and their sessions.
+    pub fn runs(&self) -> &Arc<Runs> {
+        &self.runs
     }
 
     /// The handles that it was made with.
@@ -235,6 +249,11 @@ impl Nodes {
         self.presence.with(|presence| presence.list(now_ms))
     }
 
+    /// From now on chats can run, as requests from inside.
+    pub fn open_inward(self: &Arc<Self>, inward: Inward) {
+        self.runs.open(inward, Box::new(Arc::downgrade(self)));
+    }
+
     /// Takes over a new configuration. Connections keep what they were given; those that were let in
     /// by what is no longer valid are closed.
     pub fn reconfigure(&self, config: &Arc<Config>) {
@@ -246,6 +265,7 @@ impl Nodes {
             presence.reconfigure(settings.presence_max, settings.presence_ttl);
         });
         self.fleet.reconfigure(&self.parts.registry, settings);
+        self.runs.reconfigure(settings);
         if !settings.enabled {
             self.dismiss(1008, "websocket connections are switched off", |_| true);
             return;
@@ -306,6 +326,7 @@ impl Nodes {
         for line in self.lines.all() {
             line.cut();
         }
+        self.runs.stop();
         self.join(deadline)
     }
 
@@ -360,6 +381,12 @@ impl Nodes {
 
     fn panicked(&self) {
         self.panics.inc();
+    }
+}
+
+impl runs::tell::Peers for Weak<Nodes> {
+    fn peers(&self) -> Vec<Arc<Peer>> {
+        self.upgrade().map(|nodes| nodes.peers()).unwrap_or_default()
     }
 }
 

@@ -36,6 +36,7 @@ use crate::net::control::Control;
 use crate::net::engine::Engine;
 use crate::net::outbound::Resolver;
 use crate::nodes::limits::Limits;
+use crate::nodes::runs::inward_max;
 use crate::nodes::{self, Nodes};
 use crate::observe::log::{self as logs, LogHandle};
 use crate::observe::process;
@@ -287,6 +288,7 @@ impl Running {
             Engine::start(&fixed, settings, service, &registry, &heartbeats).map_err(|error| {
                 Refusal::Listen { address: fixed.listen, key: "server.listen", error }
             })?;
+        nodes.open_inward(data.inward(&registry, inward_max(config.nodes.runs_max)));
         let trimmers = Arc::new(Trimmers::default());
         let pools = Arc::clone(&links);
         trimmers.register("upstream_connections", move |level| {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::Gateway;
 use crate::base::clock;
 use crate::base::error::{Error, Kind};
+use crate::config::names::ECHO;
 use crate::nodes::host::{Host, Opened};
 use crate::nodes::who::Scopes;
 
@@ -29,6 +30,25 @@ impl Host for Gateway {
         if settings.failures_max > 0 {
             self.lockouts.failed(address, shown.as_bytes(), clock::now(), settings);
         }
+    }
+
+    fn default_model(&self, key: Option<&str>) -> Option<String> {
+        let state = self.state();
+        let allowed = state.models(key)?;
+        let models = &state.config.models;
+        let may = |name: &str| allowed.allow(name);
+        let default = models.iter().find(|model| model.name == "default" && may(&model.name));
+        let declared = default.or_else(|| models.iter().find(|model| may(&model.name)));
+        // With nothing declared there is at least what is built in.
+        let built_in = || may(ECHO).then(|| ECHO.to_owned());
+        declared.map(|model| model.name.clone()).or_else(built_in)
+    }
+
+    fn takes_images(&self, model: &str) -> bool {
+        let state = self.state();
+        // What cannot be found is told in the words of the chain.
+        let chain = state.config.resolve(model).map(|resolved| resolved.model.chain.clone());
+        chain.is_none_or(|chain| chain.iter().any(|target| target.images))
     }
 
     fn listens(&self, shown: &str, address: IpAddr) -> Result<(), Error> {

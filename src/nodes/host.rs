@@ -55,6 +55,19 @@ pub trait Host: Send + Sync + 'static {
     /// wrong key.
     fn failed(&self, shown: &str, address: IpAddr);
 
+    /// The model that a chat asks for when none is named: `default`, if it is declared, else the
+    /// first that the holder of this key may ask for. Without a key everything may be.
+    fn default_model(&self, key: Option<&str>) -> Option<String> {
+        let _ = key;
+        None
+    }
+
+    /// Whether somebody behind this model can be shown images.
+    fn takes_images(&self, model: &str) -> bool {
+        let _ = model;
+        true
+    }
+
     /// Whether secrets from this address are listened to now.
     ///
     /// # Errors

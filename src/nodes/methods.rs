@@ -1,11 +1,15 @@
 //! What can be asked for: one table, one file a subject.
 
-pub mod config;
+mod agent;
+mod chat;
 mod devices;
 mod logs;
 mod models;
 mod pairing;
+mod sessions;
 mod usage;
+mod wake;
+pub mod config;
 
 use std::cell::Cell;
 use std::fmt;
@@ -138,12 +142,16 @@ impl Drop for Reply {
 
 /// The methods, by subject.
 const TABLE: &[&[Method]] = &[
+    agent::METHODS,
+    chat::METHODS,
     config::METHODS,
     devices::METHODS,
     logs::METHODS,
     models::METHODS,
     pairing::METHODS,
+    sessions::METHODS,
     usage::METHODS,
+    wake::METHODS,
 ];
 
 /// Every method there is.

@@ -257,6 +257,7 @@ impl Nodes {
         self.fleet().gone(peer);
         self.upgrades().gone(peer);
         self.devices().gone(peer);
+        self.runs().gone(peer);
     }
 
     /// Joins the threads of connections that have ended.
