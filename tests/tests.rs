@@ -60,6 +60,8 @@ mod limits;
 mod logs;
 // WebSocket connections: how they begin, live and end.
 mod nodes;
+// WebSocket peers that mean harm.
+mod nodes_hostile;
 // Health and metrics.
 mod ops;
 // Operators on WebSocket: configuration, log, models, usage.

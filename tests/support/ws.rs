@@ -324,20 +324,29 @@ impl Ws {
     /// connection, which is the server's to make. What still comes before is thrown away. `Err` when
     /// the connection ends without a close frame, or not in time.
     pub fn closed(&mut self) -> Result<(u16, String), Fault> {
+        let close = self.close_frame()?;
+        let payload = if close.0 == 1005 { Vec::new() } else { close.0.to_be_bytes().to_vec() };
+        let _ = self.try_send(&Frame::new(CLOSE, payload).bytes());
+        self.end().map(|()| close)
+    }
+
+    /// The code and reason of the peer's close frame; what comes before is thrown away.
+    pub fn close_frame(&mut self) -> Result<(u16, String), Fault> {
         let deadline = Instant::now() + self.limit;
-        let code = loop {
+        loop {
             let got = self.frame_until(deadline)?;
             if got.opcode == CLOSE {
-                break got;
+                return Ok(got.close_code());
             }
-        };
-        let _ = self.try_send(&Frame::new(CLOSE, code.payload.clone()).bytes());
-        while let Ok(got) = self.frame_until(deadline) {
-            panic!("a frame after the close: {got:?}");
         }
-        match self.fill(deadline) {
+    }
+
+    /// Waits for the end of the connection; fails the test when a frame comes before it.
+    pub fn end(&mut self) -> Result<(), Fault> {
+        match self.frame() {
+            Ok(got) => panic!("a frame after the close: {got:?}"),
             Err(Fault::Timeout) => Err(Fault::Timeout),
-            _ => Ok(code.close_code()),
+            Err(_) => Ok(()),
         }
     }
 

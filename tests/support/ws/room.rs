@@ -1,5 +1,8 @@
 //! A daemon with a shared token, and devices that are paired with it.
 
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
+
 use serde_json::json;
 
 use super::{Client, Hello, Keys};
@@ -13,6 +16,7 @@ pub const TOKEN: &str = "the-shared-token-of-the-tests";
 /// A configuration with [`TOKEN`] and these further lines of `[nodes]`.
 pub fn conf(sandbox: &Sandbox, lines: &str) -> Conf {
     let file = sandbox.write("nodes.token", TOKEN);
+    std::fs::set_permissions(&file, Permissions::from_mode(0o600)).unwrap();
     Conf::new().text(&format!("[nodes]\ntoken_file = {file:?}\n{lines}"))
 }
 
