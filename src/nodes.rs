@@ -15,6 +15,7 @@ mod presence;
 mod room;
 mod shares;
 mod timing;
+pub mod catalogue;
 pub mod connected;
 pub mod device;
 pub mod fleet;

@@ -5,8 +5,11 @@ mod chat;
 mod devices;
 mod logs;
 mod models;
+mod nodes;
 mod pairing;
 mod sessions;
+mod sleeping;
+mod system;
 mod usage;
 mod wake;
 pub mod config;
@@ -148,8 +151,11 @@ const TABLE: &[&[Method]] = &[
     devices::METHODS,
     logs::METHODS,
     models::METHODS,
+    nodes::METHODS,
     pairing::METHODS,
     sessions::METHODS,
+    sleeping::METHODS,
+    system::METHODS,
     usage::METHODS,
     wake::METHODS,
 ];
