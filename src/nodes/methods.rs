@@ -198,11 +198,11 @@ pub fn run(
     }
 }
 
-/// Longest name of a method that an answer repeats, in bytes.
-const NAME_SHOWN_MAX: usize = 128;
+/// Longest name of a method that an answer repeats, in characters.
+const NAME_SHOWN_MAX: usize = 64;
 
-fn cut(name: &str) -> &str {
-    &name[..name.floor_char_boundary(NAME_SHOWN_MAX)]
+fn cut(name: &str) -> String {
+    name.chars().take(NAME_SHOWN_MAX).collect()
 }
 
 fn outcome(known: &Method, call: &Call<'_>) -> Option<Result<String, Refusal>> {
