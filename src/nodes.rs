@@ -45,6 +45,9 @@ pub mod upgrade;
 pub mod who;
 pub mod writes;
 
+#[cfg(test)]
+mod tests;
+
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
@@ -84,7 +87,7 @@ use runs::Runs;
 use shared::Shared;
 use shares::{Share, Shares};
 use upgrade::Upgrades;
-use who::{How, Scope};
+use who::{How, Identity, Scope};
 
 pub use room::Ticket;
 
@@ -338,6 +341,22 @@ impl Nodes {
             self.broadcast(&event, |peer| peer.may(Scope::Admin));
         }
         self.upgrades.tick(self);
+        self.expire();
+    }
+
+    /// Closes those whose keys have ended.
+    fn expire(&self) {
+        let (config, now) = (self.config(), clock::unix().as_secs());
+        let over = |key: &&Key| key.expires.is_some_and(|end| end <= now);
+        let over: Vec<&str> = config.keys.iter().filter(over).map(|key| &*key.name).collect();
+        if over.is_empty() {
+            return;
+        }
+        self.dismiss(1008, "credentials expired", |peer| {
+            let account =
+                |who: &Identity| who.account.as_deref().is_some_and(|a| over.contains(&a));
+            peer.identity().is_some_and(|who| who.how == How::Key && account(who))
+        });
     }
 
     /// Its version, and how many entries were ever left out.

@@ -94,9 +94,13 @@ fn first(nodes: &Arc<Nodes>, line: &Arc<Line>, text: &str) {
     };
     announce(nodes, &refused.announce);
     nodes.counts().turned_away(refused.outcome);
-    log::info!(
-        conn = &*peer.conn, peer = peer.address.to_string(), outcome = refused.outcome,
-        code = refused.code; "node_refused"
+    crate::log_limited!(
+        log::Level::Info,
+        "node_refused",
+        conn = &*peer.conn,
+        peer = peer.address.to_string(),
+        outcome = refused.outcome,
+        code = refused.code
     );
     if let Some(frame) = refused.frame {
         peer.outbox().frame(frame);
