@@ -11,7 +11,6 @@ mod config;
 mod devices;
 mod drain;
 mod logs;
-mod nodes;
 mod process;
 
 use serde_json::{Value, json};
@@ -33,7 +32,6 @@ const TABLE: &[&[Route]] = &[
     cache::ROUTES,
     breakers::ROUTES,
     logs::ROUTES,
-    nodes::ROUTES,
 ];
 
 /// The kind of the events that orders leave.

@@ -30,7 +30,7 @@ pub struct Configured {
     pub(super) path: Option<PathBuf>,
     /// Where the log goes; none: to standard error.
     pub(super) log_dir: Option<PathBuf>,
-    /// Keys for upstreams and channels, and tokens in addresses. Wherever one of them turns up, it is left out.
+    /// Keys for upstreams and channels, shared tokens and passwords, and tokens in addresses. Wherever one of them turns up, it is left out.
     pub(super) secrets: Vec<Secret>,
 }
 
@@ -39,6 +39,8 @@ impl Configured {
     pub fn of(loaded: &Loaded) -> Self {
         let config = &loaded.config;
         let keys = config.upstreams.iter().filter_map(|upstream| upstream.key.clone());
+        let shared = [&config.nodes.token, &config.nodes.password, &config.hooks.token];
+        let keys = keys.chain(shared.into_iter().flatten().cloned());
         Configured {
             print: loaded.print(),
             path: config.path.clone(),
@@ -100,6 +102,11 @@ mod tests {
             name = "errors"
             kind = "sentry"
             key_env = "DSN"
+            [nodes]
+            token_env = "NODES"
+            password_env = "PASSWORD"
+            [hooks]
+            token_env = "HOOKS"
         "#;
         let env = |name: &str| match name {
             "DSN" => Some("https://public-key-of-sentry@sentry.example/42".to_owned()),
@@ -110,6 +117,9 @@ mod tests {
         let found: Vec<&str> = seen.secrets.iter().map(Secret::expose).collect();
         let all = [
             "key-in-CLOUD",
+            "key-in-NODES",
+            "key-in-PASSWORD",
+            "key-in-HOOKS",
             "key-in-HOOK",
             "public-key-of-sentry",
             "aBcDeFgHiJkLmNoP",
