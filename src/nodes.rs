@@ -15,7 +15,6 @@ mod presence;
 mod room;
 mod shares;
 mod timing;
-pub mod catalogue;
 pub mod connected;
 pub mod device;
 pub mod fleet;
@@ -44,9 +43,6 @@ pub mod tokens;
 pub mod upgrade;
 pub mod who;
 pub mod writes;
-
-#[cfg(test)]
-mod tests;
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Weak};
@@ -87,7 +83,7 @@ use runs::Runs;
 use shared::Shared;
 use shares::{Share, Shares};
 use upgrade::Upgrades;
-use who::{How, Identity, Scope};
+use who::{How, Scope};
 
 pub use room::Ticket;
 
@@ -344,18 +340,17 @@ impl Nodes {
         self.expire();
     }
 
-    /// Closes those whose keys have ended.
+    /// A key ends at its time, also for those who came before.
     fn expire(&self) {
         let (config, now) = (self.config(), clock::unix().as_secs());
-        let over = |key: &&Key| key.expires.is_some_and(|end| end <= now);
-        let over: Vec<&str> = config.keys.iter().filter(over).map(|key| &*key.name).collect();
-        if over.is_empty() {
+        let over = |key: &&Key| key.expires.is_some_and(|end| now >= end);
+        let names: Vec<&str> = config.keys.iter().filter(over).map(|key| &*key.name).collect();
+        if names.is_empty() {
             return;
         }
-        self.dismiss(1008, "credentials expired", |peer| {
-            let account =
-                |who: &Identity| who.account.as_deref().is_some_and(|a| over.contains(&a));
-            peer.identity().is_some_and(|who| who.how == How::Key && account(who))
+        self.dismiss(1008, "key expired", |peer| {
+            let by_key = peer.identity().filter(|who| who.how == How::Key);
+            by_key.and_then(|who| who.account.as_deref()).is_some_and(|name| names.contains(&name))
         });
     }
 

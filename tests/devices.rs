@@ -332,11 +332,65 @@ fn a_connected_device_asks_for_more_rights_and_gets_a_token_that_has_them() {
     let second = Keys::new(2);
     let other = Hello::operator(&["operator.read"]).token("key-one").keys(&second);
     let mut other = let_in(&daemon, &other);
-    let asked = other.request("device.scopes.requestUpgrade", ask).unwrap();
+    let asked = other.request("device.scopes.requestUpgrade", ask.clone()).unwrap();
     let waits = other.ask("device.scopes.waitUpgrade", asked.clone());
     client.request("device.scopes.waitUpgrade", asked.clone()).unwrap_err();
+    // More than may wait are told so, and those who leave do not wait any more.
+    let mut more: Vec<String> =
+        (0..64).map(|_| other.ask("device.scopes.waitUpgrade", asked.clone())).collect();
+    let late = more.pop().unwrap();
+    assert_eq!(other.answer(&late).unwrap_err()["code"], "UNAVAILABLE");
+    assert_eq!(daemon.limit_now("nodes.upgrades_max"), 64);
     admin.request("device.pair.reject", asked).unwrap();
-    assert_eq!(other.answer(&waits).unwrap()["status"], "rejected");
+    for waits in more.iter().chain([&waits]) {
+        assert_eq!(other.answer(waits).unwrap()["status"], "rejected");
+    }
+    let asked = other.request("device.scopes.requestUpgrade", ask).unwrap();
+    other.ask("device.scopes.waitUpgrade", asked);
+    assert_eventually!(daemon.limit_now("nodes.upgrades_max") == 1);
+    other.reset();
+    assert_eventually!(daemon.limit_now("nodes.upgrades_max") == 0);
+}
+
+#[test]
+fn a_key_that_ends_takes_its_connections_with_it() {
+    let sandbox = Sandbox::new();
+    let conf = |lines: &str| {
+        let key = format!("[[key]]\nname = \"guest\"\nsha256 = \"{}\"\n{lines}", hex("guest"));
+        room::conf(&sandbox, "").text(&key)
+    };
+    let daemon = Daemon::start(&sandbox, &conf("expires = \"2999-01-01T00:00:00Z\""));
+    let mut admin = room::admin(&daemon);
+    let hello = Hello::operator(&["operator.read"]).token("guest");
+    let mut guest = let_in(&daemon, &hello);
+    daemon.rewrite(&conf("expires = \"2026-01-01T00:00:00Z\""));
+    daemon.signal(Signal::HUP);
+    assert_eq!(guest.closed().unwrap(), (1008, "key expired".to_owned()));
+    assert_eq!(code(&daemon, &hello), "AUTH_TOKEN_MISMATCH");
+    admin.request("device.pair.list", json!({})).unwrap();
+}
+
+#[test]
+fn an_open_gateway_says_how_to_have_more_rights() {
+    let sandbox = Sandbox::new();
+    let daemon = Daemon::start(&sandbox, &crate::support::conf::Conf::new());
+    let mut client = Client::operator(&daemon, None, &["operator.admin"]);
+    assert_eq!(client.hello["auth"]["scopes"], json!(["operator.read", "operator.write"]));
+    let error = client.request("device.pair.list", json!({})).unwrap_err();
+    assert_eq!(error["details"]["missingScope"], "operator.pairing");
+    let text = error["message"].as_str().unwrap();
+    assert!(
+        text.starts_with("missing scope: operator.pairing") && text.contains("nodes.token_file"),
+        "{text}"
+    );
+    // A node may ask to be paired here, and the owner approves it.
+    let keys = Keys::new(1);
+    let hello = Hello::node(&[]).keys(&keys);
+    assert_eq!(code(&daemon, &hello), "PAIRING_REQUIRED");
+    let list = listed(&sandbox, &daemon);
+    said(&sandbox, &daemon, &["approve", list["requests"][0]["id"].as_str().unwrap()]);
+    let own = token_of(&let_in(&daemon, &hello));
+    drop(let_in(&daemon, &Hello::node(&[]).keys(&keys).device_token(&own)));
 }
 
 #[test]

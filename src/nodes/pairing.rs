@@ -12,12 +12,12 @@ pub mod wire;
 #[cfg(test)]
 mod tests;
 
-pub use record::{Ask, Device, Grant, Request, SEEN_REASONS, Seen, Token, Why, dangerous, short};
+pub use record::{Ask, Device, Grant, Request, Seen, Token, Why, dangerous, short};
 pub use table::REQUEST_TTL;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, TryRecvError};
 use log::Level;
@@ -37,6 +37,9 @@ use table::{Asked, Fault, Row, Table};
 /// How long the store may take for what somebody waits for.
 const STORE_MAX: Duration = Duration::from_secs(5);
 
+/// From this on the disk is slow.
+const SLOW: Duration = Duration::from_millis(500);
+
 /// Devices that are written in one job when their copies on disk are behind.
 const WASH_MAX: usize = 256;
 
@@ -53,6 +56,7 @@ pub struct Devices {
     epoch: AtomicU64,
     /// Devices on their way to the disk, and what becomes of it.
     washing: Locked<Option<Washing>>,
+    patience: Patience,
     devices_max: Arc<Limit>,
     pairings_max: Arc<Limit>,
 }
@@ -106,6 +110,7 @@ impl Devices {
             loaded: AtomicBool::new(false),
             epoch: AtomicU64::new(0),
             washing: Locked::new(Rank::Leaf, None),
+            patience: Patience::default(),
             devices_max: Arc::clone(devices_max),
             pairings_max: Arc::clone(pairings_max),
         }
@@ -119,9 +124,12 @@ impl Devices {
         if self.loaded.load(Relaxed) {
             return Ok(());
         }
+        let busy = || Error::new(Kind::StoreBusy, "the paired devices are being read");
+        let waits = self.patience.enter().ok_or_else(busy)?;
         let db = self.store.durable();
         let epoch = db.epoch();
         let bodies = devices::load(db, clock::now() + STORE_MAX)?;
+        drop(waits);
         let read: Vec<_> = bodies.iter().filter_map(|body| record::read(body)).collect();
         let strange = bodies.len() - read.len();
         let first = self.table.with(|table| {
@@ -318,6 +326,13 @@ impl Devices {
     /// [`Kind::NotFound`], [`Kind::InvalidField`] for rights that were not approved, those of the
     /// store: nothing has changed then.
     pub fn rotate(&self, id: &str, role: Role, scopes: Option<Scopes>) -> Result<Issued, Error> {
+        let issued = self.issue(id, role, scopes)?;
+        let text = format!("new token as {}", role.as_str());
+        self.events.record(Level::Info, "device_token", short(id), text);
+        Ok(issued)
+    }
+
+    fn issue(&self, id: &str, role: Role, scopes: Option<Scopes>) -> Result<Issued, Error> {
         let (token, issued_ms) = (tokens::token()?, unix_ms());
         let mut given = Scopes::NONE;
         self.change(id, |device| {
@@ -331,16 +346,18 @@ impl Devices {
             grant.revoked_ms = None;
             Ok(())
         })?;
-        let text = format!("new token as {}", role.as_str());
-        self.events.record(Level::Info, "device_token", short(id), text);
         Ok(Issued { token, scopes: given, issued_ms })
     }
 
     /// A device's first token for a role, or its first after one was taken back; none when it has
-    /// one, or when it cannot be kept: then it gets one the next time.
+    /// one, or when it cannot be kept: then it gets one the next time. While the disk is slow one
+    /// handshake at a time waits for it, so that the others are not kept.
     pub fn first_token(&self, id: &str, role: Role) -> Option<Issued> {
-        let has = self.get(id)?.grant(role)?.token.is_some();
-        if has { None } else { self.rotate(id, role, None).ok() }
+        if self.get(id)?.grant(role)?.token.is_some() {
+            return None;
+        }
+        let _waits = self.patience.enter()?;
+        self.issue(id, role, None).ok()
     }
 
     /// Takes a device's token for a role back. It counts at once.
@@ -491,6 +508,38 @@ impl Devices {
     fn show(&self, table: &mut Table) {
         self.devices_max.set_now(table.len() as u64);
         self.pairings_max.set_now(table.waiting() as u64);
+    }
+}
+
+/// Handshakes that wait for the disk: while it is slow, one.
+#[derive(Debug, Default)]
+struct Patience {
+    waiting: AtomicUsize,
+    slow: AtomicBool,
+}
+
+/// One that waits.
+struct Waits<'a> {
+    patience: &'a Patience,
+    since: Instant,
+}
+
+impl Patience {
+    fn enter(&self) -> Option<Waits<'_>> {
+        let before = self.waiting.fetch_add(1, Relaxed);
+        if before > 0 && self.slow.load(Relaxed) {
+            self.waiting.fetch_sub(1, Relaxed);
+            return None;
+        }
+        Some(Waits { patience: self, since: clock::now() })
+    }
+}
+
+impl Drop for Waits<'_> {
+    fn drop(&mut self) {
+        let took = clock::now().saturating_duration_since(self.since);
+        self.patience.slow.store(took > SLOW, Relaxed);
+        self.patience.waiting.fetch_sub(1, Relaxed);
     }
 }
 

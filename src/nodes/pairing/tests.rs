@@ -151,6 +151,20 @@ fn what_was_approved_is_there_for_the_next_process_and_what_was_removed_is_not()
 }
 
 #[test]
+fn while_the_disk_is_slow_one_handshake_waits_for_it() {
+    let patience = Patience::default();
+    let (first, second) = (patience.enter(), patience.enter());
+    assert!(first.is_some() && second.is_some());
+    drop((first, second));
+    patience.slow.store(true, Relaxed);
+    let first = patience.enter();
+    assert!(first.is_some() && patience.enter().is_none());
+    drop(first);
+    assert!(!patience.slow.load(Relaxed), "it was quick again");
+    assert!(patience.enter().is_some() && patience.waiting.load(Relaxed) == 0);
+}
+
+#[test]
 fn the_copy_on_disk_is_made_again_when_its_file_is_lost_and_follows_what_was_seen() {
     let folder = tempfile::tempdir().unwrap();
     let ask = wish(1, 1);
