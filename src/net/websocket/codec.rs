@@ -95,7 +95,6 @@ pub(super) struct Decoder {
     discards: bool,
     /// The peer's Close was read, or the bytes make no sense any more.
     over: bool,
-    closed: bool,
 }
 
 impl Decoder {
@@ -111,7 +110,6 @@ impl Decoder {
             controls: 0,
             discards: false,
             over: false,
-            closed: false,
         }
     }
 
@@ -129,11 +127,6 @@ impl Decoder {
     /// Whether nothing that follows is read: after the peer's Close, or after a fault.
     pub(super) fn over(&self) -> bool {
         self.over
-    }
-
-    /// Whether the peer's Close was read.
-    pub(super) fn closed(&self) -> bool {
-        self.closed
     }
 
     /// The largest message, in bytes.
@@ -325,7 +318,6 @@ impl Decoder {
     /// The peer's Close is whole.
     fn close(&mut self) -> Result<Step, Fault> {
         self.over = true;
-        self.closed = true;
         self.message = None;
         match self.control() {
             [] => Ok(Step::Close(NO_CODE)),

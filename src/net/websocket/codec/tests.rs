@@ -186,7 +186,7 @@ fn a_message_that_is_too_large_is_refused_by_its_header_and_can_be_passed_over()
     decoder.discard();
     let rest = [&whole[6..], &frame(0x81, b"\xff"), &frame(0x88, &[3, 241])].concat();
     assert_eq!(run(&mut decoder, &[&rest], false), [Saw::Close(1009)]);
-    assert!(decoder.closed());
+    assert!(decoder.over());
     // In pieces, the piece that passes the bound.
     let (mut decoder, total) = self::decoder(100, 1 << 20);
     let bytes = [frame(0x01, &[b'x'; 60]), frame(0x00, &[b'x'; 41])].concat();

@@ -26,8 +26,8 @@ const DISCARDED_MIN: u64 = 1024 * 1024;
 /// Bytes thrown away in one read.
 const DISCARD_BYTES: usize = 4 * 1024;
 
-/// How long a peer whose bytes make no sense may take to leave, once it was told.
-const BROKEN_MAX: Duration = Duration::from_secs(1);
+/// How long a peer may take to leave, once it has our end.
+const SHUT_MAX: Duration = Duration::from_secs(1);
 
 /// Counts control frames.
 #[derive(Debug)]
@@ -53,31 +53,31 @@ impl Window {
 
 impl WebSocket {
     /// Ends the connection: sends what is unsent, the Close among it, and reads on, without keeping
-    /// anything, until the peer's Close, its end, or `until`; then closes the socket, as RFC 6455
-    /// (7.1.1) wants it of the server. Without a Close before it only what is unsent is waited for.
-    /// A ring of the bell ends it at once.
+    /// anything, until the peer's Close; then shuts our side and waits for the end of the peer's, so
+    /// that no reset takes the Close away (RFC 6455, 7.1.1). At most until `until`; without a Close
+    /// before it only what is unsent is waited for. A ring of the bell ends it at once.
     pub fn finish(mut self, until: Instant) {
         crate::base::lock::assert_none_held();
         self.bell.hear();
         self.decoder.discard();
-        let mut until = until;
+        let (mut until, mut shut) = (until, false);
         let mut left = self.discarded_max();
-        let mut shut = false;
         loop {
             let now = clock::now();
             if self.flush().is_err() || now >= until {
                 return;
             }
             let out = self.out.waits();
-            if !out {
-                if !self.out.closing() || self.decoder.closed() {
+            if !out && !shut {
+                if !self.out.closing() {
                     return;
                 }
-                if self.decoder.over() && !shut {
-                    // Its bytes make no sense: the end of ours is all that it can still see.
+                // Its Close was read, or its bytes make no sense: there is nothing to wait for but
+                // its end.
+                if self.decoder.over() {
                     let _ = self.stream.shutdown(Shutdown::Write);
                     shut = true;
-                    until = until.min(now + BROKEN_MAX);
+                    until = until.min(now + SHUT_MAX);
                 }
             }
             match self.pass_over(&mut left) {
