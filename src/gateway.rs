@@ -52,7 +52,7 @@ use crate::upstream::calls::Calls;
 use auth::Holder;
 use cached::Answers;
 use catalog::Catalog;
-use drill::Drill;
+use drill::{Drill, Echoes};
 use exchange::Exchange;
 use lockout::Lockouts;
 use metrics::Metrics;
@@ -196,6 +196,7 @@ impl Gateway {
         }
         let row = match routes::find(head.method, head.path()) {
             Found::Row(row) => row,
+            Found::Nothing if self.drill.is_some() && Echoes::wanted(head) => routes::ECHO,
             Found::Nothing if head.method == Method::Options && head.path() == "*" => {
                 return Ok(Admission { body_max: 0, route: routes::OPTIONS, key: None });
             }
@@ -441,6 +442,9 @@ impl Service for Gateway {
                 Ok(exchange) => exchange.begin(turn),
                 Err(response) => Step::Respond(*response),
             };
+        }
+        if let (routes::ECHO, Some(drill)) = (request.route, &self.drill) {
+            return self.echo(&request, drill);
         }
         if upgrade::wanted(&request.head) {
             return self.upgrade(&request, &state);

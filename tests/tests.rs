@@ -102,3 +102,5 @@ mod versions;
 mod upstream_limits;
 // Tokens and cost, by model, key, session and day.
 mod usage;
+// The WebSocket codec: the Autobahn suite's cases, and peers that mean harm.
+mod websocket;

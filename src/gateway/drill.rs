@@ -3,7 +3,9 @@
 //!
 //! Only in a daemon that was started with `TIDEGATE_DRILLS=1`. A call of the model
 //! `echo/drill-deadlock` then waits for a lock that the thread `drill` holds until a call of
-//! `echo/drill-release` comes.
+//! `echo/drill-release` comes. `GET /drill/ws-echo` is a WebSocket that sends back what it is sent.
+
+mod echo;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,6 +14,8 @@ use crossbeam_channel::{Sender, bounded};
 
 use crate::base::lock::{Locked, Rank};
 use crate::base::thread::{self, Thread};
+
+pub use echo::Echoes;
 
 /// The variable that allows drills.
 const VARIABLE: &str = "TIDEGATE_DRILLS";
@@ -29,6 +33,8 @@ const BEGIN_MAX: Duration = Duration::from_secs(5);
 pub struct Drill {
     lock: Arc<Locked<()>>,
     running: Locked<Option<Holder>>,
+    /// WebSocket connections that send back what they are sent.
+    pub echoes: Echoes,
 }
 
 /// Who holds the lock. The channel's end lets it go; it comes first, so that the thread can end.
@@ -47,6 +53,7 @@ impl Drill {
             Arc::new(Drill {
                 lock: Arc::new(Locked::new(Rank::Drill, ())),
                 running: Locked::new(Rank::Guard, None),
+                echoes: Echoes::default(),
             })
         })
     }

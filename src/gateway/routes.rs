@@ -84,6 +84,9 @@ const TABLE: &[(&str, Route, &[Method])] = &[
 /// The row that stands for an `OPTIONS` request of a path that is ours.
 pub const OPTIONS: u16 = u16::MAX;
 
+/// The row that stands for the echo of a drill.
+pub const ECHO: u16 = u16::MAX - 1;
+
 /// What a path and method lead to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Found {

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use super::drill::Drill;
 use super::record::Record;
 use super::routes;
 use super::state::State;
@@ -63,6 +64,25 @@ impl Gateway {
                 let response = errors::response(&error, request.head.path());
                 record.finish(response.status, response.body.len() as u64);
                 Step::Respond(state.readable(&request.head.headers, response))
+            }
+        }
+    }
+
+    /// A WebSocket that sends back what it is sent.
+    pub(super) fn echo(&self, request: &Request, drill: &Arc<Drill>) -> Step {
+        let mut record = Record::of_request(request, &self.metrics);
+        match websocket::accept(&request.head) {
+            Ok(accept) => {
+                record.finish(101, 0);
+                let (drill, beats) = (Arc::clone(drill), Arc::clone(&self.heartbeats));
+                let taker = Box::new(move |upgraded| drill.echoes.take(upgraded, &beats));
+                Step::Upgrade { accept, taker }
+            }
+            Err(error) => {
+                record.failed(&error);
+                let response = errors::response(&error, request.head.path());
+                record.finish(response.status, response.body.len() as u64);
+                Step::Respond(response)
             }
         }
     }

@@ -42,9 +42,18 @@ const WORK_MAX: Duration = Duration::from_secs(10);
 /// The echoes that run.
 #[derive(Debug)]
 pub struct Echoes {
-    running: Locked<Vec<Echo>>,
+    running: Locked<[Place; ECHOES_MAX]>,
     stop: Arc<AtomicBool>,
     messages: Arc<Limit>,
+}
+
+/// A place for an echo.
+#[derive(Debug)]
+enum Place {
+    Free,
+    /// Its thread is being started.
+    Taken,
+    Running(Echo),
 }
 
 #[derive(Debug)]
@@ -55,7 +64,7 @@ struct Echo {
 
 impl Default for Echoes {
     fn default() -> Self {
-        let running = Locked::new(Rank::Leaf, Vec::new());
+        let running = Locked::new(Rank::Leaf, [const { Place::Free }; ECHOES_MAX]);
         let messages = Limit::detached(MESSAGES_BYTES_MAX);
         Echoes { running, stop: Arc::default(), messages }
     }
@@ -69,21 +78,33 @@ impl Echoes {
 
     /// Takes a connection. One above the bound, or without a thread, is closed.
     pub fn take(&self, upgraded: Upgraded, heartbeats: &Arc<Heartbeats>) {
-        // Joined outside the lock; they have ended, so this does not wait.
-        let (finished, free) = self.running.with(|running| {
-            let (finished, rest): (Vec<_>, Vec<_>) =
-                running.drain(..).partition(|echo| echo.thread.finished());
-            *running = rest;
-            (finished, running.len() < ECHOES_MAX)
-        });
-        drop(finished);
-        let Some(bell) = Bell::new().ok().filter(|_| free) else { return };
+        let Ok(bell) = Bell::new() else { return };
+        let (number, before) = self
+            .running
+            .with(|running| {
+                let number = running.iter().position(Place::free)?;
+                // Dropped outside the lock, where its thread is joined: that has ended.
+                Some((number, std::mem::replace(&mut running[number], Place::Taken)))
+            })
+            .unzip();
+        drop(before);
+        let Some(number) = number else { return };
         let limits = Limits { message_max: MESSAGE_BYTES_MAX, rate_min: RATE_MIN };
         let socket = WebSocket::new(upgraded, bell.clone(), limits, Arc::clone(&self.messages));
         let stop = Arc::clone(&self.stop);
         let beat = heartbeats.register_one_of_many("ws-echo", WORK_MAX);
-        if let Ok(thread) = thread::spawn("ws-echo", move || run(socket, &stop, &beat)) {
-            self.running.with(|running| running.push(Echo { bell, thread }));
+        let thread = thread::spawn("ws-echo", move || run(socket, &stop, &beat));
+        let place = thread.map_or(Place::Free, |thread| Place::Running(Echo { bell, thread }));
+        self.running.with(|running| running[number] = place);
+    }
+}
+
+impl Place {
+    fn free(&self) -> bool {
+        match self {
+            Place::Free => true,
+            Place::Taken => false,
+            Place::Running(echo) => echo.thread.finished(),
         }
     }
 }
@@ -91,9 +112,14 @@ impl Echoes {
 impl Drop for Echoes {
     fn drop(&mut self) {
         self.stop.store(true, SeqCst);
-        let running = self.running.with(std::mem::take);
-        running.iter().for_each(|echo| echo.bell.ring());
-        running.into_iter().for_each(|echo| echo.thread.join());
+        let none = [const { Place::Free }; ECHOES_MAX];
+        let running = self.running.with(|running| std::mem::replace(running, none));
+        for place in &running {
+            if let Place::Running(echo) = place {
+                echo.bell.ring();
+            }
+        }
+        // Dropped here: each thread is joined.
     }
 }
 
