@@ -16,6 +16,7 @@ mod history;
 mod key;
 mod limits;
 mod logs;
+mod nodes;
 mod order;
 mod output;
 mod run;
@@ -51,6 +52,7 @@ enum Command {
     Limits(limits::Limits),
     Alerts(alerts::Alerts),
     Breaker(breaker::Breaker),
+    Nodes(nodes::Nodes),
     Cache(cache::Cache),
     Usage(usage::Usage),
     Snapshot(snapshot::Snapshot),
@@ -83,6 +85,7 @@ fn execute(args: impl IntoIterator<Item = std::ffi::OsString>) -> Exit {
             Command::Limits(command) => command.execute(),
             Command::Alerts(command) => command.execute(),
             Command::Breaker(command) => command.execute(),
+            Command::Nodes(command) => command.execute(),
             Command::Cache(command) => command.execute(),
             Command::Usage(command) => command.execute(),
             Command::Snapshot(command) => command.execute(),

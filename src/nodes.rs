@@ -15,6 +15,7 @@ mod presence;
 mod room;
 mod shares;
 mod timing;
+pub mod catalogue;
 pub mod connected;
 pub mod device;
 pub mod fleet;
@@ -43,6 +44,9 @@ pub mod tokens;
 pub mod upgrade;
 pub mod who;
 pub mod writes;
+
+#[cfg(test)]
+mod tests;
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Weak};
@@ -83,7 +87,7 @@ use runs::Runs;
 use shared::Shared;
 use shares::{Share, Shares};
 use upgrade::Upgrades;
-use who::{How, Scope};
+use who::{How, Identity, Scope};
 
 pub use room::Ticket;
 
@@ -340,17 +344,18 @@ impl Nodes {
         self.expire();
     }
 
-    /// A key ends at its time, also for those who came before.
+    /// Closes those whose keys have ended.
     fn expire(&self) {
         let (config, now) = (self.config(), clock::unix().as_secs());
-        let over = |key: &&Key| key.expires.is_some_and(|end| now >= end);
-        let names: Vec<&str> = config.keys.iter().filter(over).map(|key| &*key.name).collect();
-        if names.is_empty() {
+        let over = |key: &&Key| key.expires.is_some_and(|end| end <= now);
+        let over: Vec<&str> = config.keys.iter().filter(over).map(|key| &*key.name).collect();
+        if over.is_empty() {
             return;
         }
-        self.dismiss(1008, "key expired", |peer| {
-            let by_key = peer.identity().filter(|who| who.how == How::Key);
-            by_key.and_then(|who| who.account.as_deref()).is_some_and(|name| names.contains(&name))
+        self.dismiss(1008, "credentials expired", |peer| {
+            let account =
+                |who: &Identity| who.account.as_deref().is_some_and(|a| over.contains(&a));
+            peer.identity().is_some_and(|who| who.how == How::Key && account(who))
         });
     }
 

@@ -28,6 +28,7 @@ pub mod health;
 mod history;
 mod limits;
 pub mod live;
+mod nodes;
 mod parts;
 mod probes;
 pub mod shown;
@@ -91,6 +92,7 @@ impl OpsHandler {
             "metrics" if part.is_none() => &|| Some(self.metrics(head)),
             "limits" if part.is_none() => &|| Some(limits::answer(&self.parts.registry)),
             "alerts" if part.is_none() => &|| Some(alerts::answer(&self.parts)),
+            "nodes" if part.is_none() => &|| Some(nodes::answer(&self.parts)),
             "breakers" if part.is_none() => &|| Some(self.breakers()),
             "cache" if part.is_none() => &|| Some(cache::answer(self.parts.answers.as_ref())),
             "events" if part.is_none() => &|| Some(events::answer(&self.parts, query, now)),
@@ -175,7 +177,7 @@ impl OpsHandler {
 fn not_found(path: &str) -> Response {
     let text = format!(
         "no {path} here; ask for /, /livez, /readyz, /health, /status, /alerts, /metrics, /limits, \
-         /breakers, /cache, /config, /events, /history, /usage or /live"
+         /breakers, /cache, /config, /events, /history, /nodes, /usage or /live"
     );
     problem(&Error::new(Kind::NotFound, text))
 }

@@ -365,7 +365,7 @@ fn a_key_that_ends_takes_its_connections_with_it() {
     let mut guest = let_in(&daemon, &hello);
     daemon.rewrite(&conf("expires = \"2026-01-01T00:00:00Z\""));
     daemon.signal(Signal::HUP);
-    assert_eq!(guest.closed().unwrap(), (1008, "key expired".to_owned()));
+    assert_eq!(guest.closed().unwrap(), (1008, "credentials expired".to_owned()));
     assert_eq!(code(&daemon, &hello), "AUTH_TOKEN_MISMATCH");
     admin.request("device.pair.list", json!({})).unwrap();
 }

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
+use crate::logs::hex;
 use crate::support::ask;
 use crate::support::conf::Conf;
 use crate::support::daemon::Daemon;
@@ -217,4 +218,36 @@ fn a_flood_of_requests_is_answered_in_order() {
     }
     client.ws().send(&Frame::new(PING, "still"));
     assert_eq!(client.ws().message(), Ok(Message::Pong(b"still".to_vec())));
+}
+
+#[test]
+fn a_second_signal_waits_for_nobody() {
+    let (_sandbox, mut daemon) = start("");
+    let mut deaf = operator(&daemon);
+    daemon.signal(Signal::TERM);
+    // It is told, and does not answer.
+    assert_eq!(deaf.next_event("shutdown")["reason"], "gateway stopping");
+    assert!(daemon.wait_exit(500 * MS).is_none(), "an answer to the Close is waited for");
+    daemon.signal(Signal::TERM);
+    assert!(daemon.wait_exit(patience(Duration::from_secs(3))).unwrap().success());
+}
+
+#[test]
+fn one_key_has_so_many_connections_and_no_more_and_all_end_with_it() {
+    let sandbox = Sandbox::new();
+    let conf = |sha256: &str| {
+        let key = format!("[[key]]\nname = \"a\"\nsha256 = \"{sha256}\"\n");
+        Conf::new().text(&format!("[nodes]\nconnections_per_key_max = 1\n{key}"))
+    };
+    let right = hex("right");
+    let daemon = Daemon::start(&sandbox, &conf(&right));
+    let hello = Hello::operator(&["operator.read"]).token("right");
+    let mut first = hello.connect(daemon.addr).unwrap();
+    let refused = hello.connect(daemon.addr).err().unwrap();
+    assert_eq!(refused.error["code"], "UNAVAILABLE");
+    assert!(refused.error["retryAfterMs"].as_u64().unwrap() > 0, "{:?}", refused.error);
+    assert_eq!(refused.close.unwrap().0, 1013);
+    daemon.rewrite(&conf(&"ab".repeat(32)));
+    daemon.signal(Signal::HUP);
+    assert_eq!(first.ws().closed(), Ok((1008, "credentials changed".to_owned())));
 }

@@ -46,6 +46,8 @@ mod faults;
 mod health;
 // Overload levels: each reached, what is done there, and the way back.
 mod overload;
+// Commands for nodes, and everything that can go wrong between an operator and a device.
+mod invoke;
 // Clients that mean harm: slow, many, endless.
 mod hostile;
 // Configurations of other gateways, taken over.

@@ -67,6 +67,21 @@ fn text(document: &Value) -> String {
         let off = if document["alerts"]["enabled"] == false { "switched off, " } else { "" };
         let _ = writeln!(out, "alerts: {off}{firing} firing, {undelivered} not delivered yet");
     }
+    let nodes = &document["nodes"];
+    if nodes["connections"].as_u64() > Some(0) || nodes["pairings"].as_u64() > Some(0) {
+        let count = |key: &str| nodes[key].as_u64().unwrap_or_default();
+        let _ = write!(
+            out,
+            "nodes: {} connected, {} of {} connections, {} commands under way",
+            count("connected"),
+            count("connections"),
+            count("connections_max"),
+            count("pending"),
+        );
+        let asked = count("pairings");
+        let told = if asked > 0 { format!("; {asked} asked to be paired") } else { String::new() };
+        let _ = writeln!(out, "{told}");
+    }
     let rows = |key: &str, row: fn(&Value) -> Vec<String>| -> Vec<Vec<String>> {
         document[key].as_array().into_iter().flatten().map(row).collect()
     };
@@ -148,6 +163,8 @@ mod tests {
             "connections": {"now": 3, "max": 4096}, "requests": {"now": 2, "max": 1024},
             "waiting": {"now": 0, "max": 1024}, "memory": {"now": 1048576, "max": null},
             "alerts": {"firing": 1, "undelivered": 2},
+            "nodes": {"connected": 1, "connections": 3, "connections_max": 1024, "pending": 0,
+                "pairings": 1},
             "upstreams": [
                 {"upstream": "cloud", "calls": 2, "drained": false, "breaker": "half_open",
                  "models_left_alone": ["m"], "last_failure":
@@ -170,6 +187,7 @@ mod tests {
                 "config /etc/t.toml, version 12; data 127.0.0.1:1, ops 127.0.0.1:2",
                 "load busy: 2 of 1024 requests, 0 of 1024 waiting, 3 of 4096 connections, 1.0 MiB",
                 "alerts: 1 firing, 2 not delivered yet",
+                "nodes: 1 connected, 3 of 1024 connections, 0 commands under way; 1 asked to be paired",
                 "",
                 "UPSTREAM CALLS STATE LAST FAILURE",
                 "cloud 2 half-open (1 models) 1 min 1 s ago, upstream_cut: broke off",

@@ -438,12 +438,13 @@ fn finish(call: Ended<Asker, Option<Ticket>>, outcome: &Outcome) {
     tell(call.asker, call.ticket, outcome);
 }
 
+/// The key first: who hears that a call came to nothing may ask again at once.
 fn tell(asker: Option<Asker>, ticket: Option<Ticket>, outcome: &Outcome) {
-    if let Some(asker) = asker {
-        asker.tell(outcome);
-    }
     if let Some(ticket) = ticket {
         ticket.end(outcome);
+    }
+    if let Some(asker) = asker {
+        asker.tell(outcome);
     }
 }
 

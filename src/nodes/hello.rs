@@ -21,12 +21,13 @@ use crate::base::health::Phase;
 const AGAIN: Duration = Duration::from_secs(1);
 
 /// Events that operators may get.
-const OPERATOR_EVENTS: [&str; 16] = [
+const OPERATOR_EVENTS: [&str; 17] = [
     "connect.challenge",
     "tick",
     "shutdown",
     "presence",
     "health",
+    "node.presence",
     "agent",
     "chat",
     "sessions.changed",
@@ -41,8 +42,15 @@ const OPERATOR_EVENTS: [&str; 16] = [
 ];
 
 /// Events that nodes may get.
-const NODE_EVENTS: [&str; 6] =
-    ["connect.challenge", "tick", "shutdown", "node.invoke.request", "agent", "chat"];
+const NODE_EVENTS: [&str; 7] = [
+    "connect.challenge",
+    "tick",
+    "shutdown",
+    "node.invoke.request",
+    "node.invoke.cancel",
+    "agent",
+    "chat",
+];
 
 /// Deals with one message.
 pub(super) fn message(nodes: &Arc<Nodes>, line: &Arc<Line>, message: &Message) {
@@ -86,9 +94,13 @@ fn first(nodes: &Arc<Nodes>, line: &Arc<Line>, text: &str) {
     };
     announce(nodes, &refused.announce);
     nodes.counts().turned_away(refused.outcome);
-    log::info!(
-        conn = &*peer.conn, peer = peer.address.to_string(), outcome = refused.outcome,
-        code = refused.code; "node_refused"
+    crate::log_limited!(
+        log::Level::Info,
+        "node_refused",
+        conn = &*peer.conn,
+        peer = peer.address.to_string(),
+        outcome = refused.outcome,
+        code = refused.code
     );
     if let Some(frame) = refused.frame {
         peer.outbox().frame(frame);
@@ -139,12 +151,13 @@ fn welcomed(nodes: &Arc<Nodes>, line: &Arc<Line>, welcome: Welcome) -> Result<()
     }
     peer.identify(identity);
     let Some(who) = peer.identity() else { return Ok(()) };
-    peer.outbox().frame(frame::answer(&id, &hello(nodes, &peer.conn, who, &auth)));
+    peer.outbox().welcome(frame::answer(&id, &hello(nodes, &peer.conn, who, &auth)));
     nodes.joined(peer);
     // Its pairing may have been taken away since it was looked at: now it would be found.
     if !nodes.devices().stands(who) {
         peer.outbox().close(1008, "device pairing removed");
     }
+    peer.outbox().wake();
     announce(nodes, &events);
     Ok(())
 }

@@ -5,8 +5,11 @@ mod chat;
 mod devices;
 mod logs;
 mod models;
+mod nodes;
 mod pairing;
 mod sessions;
+mod sleeping;
+mod system;
 mod usage;
 mod wake;
 pub mod config;
@@ -148,8 +151,11 @@ const TABLE: &[&[Method]] = &[
     devices::METHODS,
     logs::METHODS,
     models::METHODS,
+    nodes::METHODS,
     pairing::METHODS,
     sessions::METHODS,
+    sleeping::METHODS,
+    system::METHODS,
     usage::METHODS,
     wake::METHODS,
 ];
@@ -168,6 +174,16 @@ pub fn run(
     came: Instant,
 ) {
     let known = all().enumerate().find(|(_, known)| known.name == method);
+    carry_out(nodes, peer, (id, method, params), known, came);
+}
+
+fn carry_out(
+    nodes: &Arc<Nodes>,
+    peer: &Arc<Peer>,
+    (id, method, params): (&str, &str, Option<&str>),
+    known: Option<(usize, &'static Method)>,
+    came: Instant,
+) {
     let outcome = match (peer.identity(), known) {
         (None, _) => Some(Err(Refusal::invalid("the first request must be connect"))),
         (_, None) => Some(Err(Refusal::invalid(format!("unknown method: {}", cut(method))))),
@@ -192,11 +208,11 @@ pub fn run(
     }
 }
 
-/// Longest name of a method that an answer repeats, in bytes.
-const NAME_SHOWN_MAX: usize = 128;
+/// Longest name of a method that an answer repeats, in characters.
+const NAME_SHOWN_MAX: usize = 64;
 
-fn cut(name: &str) -> &str {
-    &name[..name.floor_char_boundary(NAME_SHOWN_MAX)]
+fn cut(name: &str) -> String {
+    name.chars().take(NAME_SHOWN_MAX).collect()
 }
 
 fn outcome(known: &Method, call: &Call<'_>) -> Option<Result<String, Refusal>> {
@@ -230,5 +246,61 @@ fn allowed(needs: Needs, who: &Identity) -> Result<(), Refusal> {
         (Needs::Scope(scope), Role::Operator) if who.scopes.allow(scope) => Ok(()),
         (Needs::Scope(scope), Role::Operator) => Err(lacks(scope, who)),
         (_, role) => Err(Refusal::invalid(format!("unauthorized role: {}", role.as_str()))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::nodes::tests::{frames, peer, room};
+    use serde_json::Value;
+
+    fn answers(run: fn(&Call<'_>) -> Outcome) -> Vec<Value> {
+        let (nodes, peer) = (room(), peer(1, Role::Operator));
+        let method: &'static Method =
+            Box::leak(Box::new(Method { name: "test", needs: Needs::Nothing, run }));
+        let request = ("7", "test", None);
+        carry_out(&nodes, &peer, request, Some((0, method)), clock::now());
+        frames(&peer)
+    }
+
+    #[test]
+    fn a_method_that_panics_is_answered_once() {
+        let all = answers(|_| panic!("on purpose"));
+        assert_eq!(all.len(), 1, "{all:?}");
+        assert_eq!((&all[0]["id"], &all[0]["error"]["code"]), (&"7".into(), &"UNAVAILABLE".into()));
+        assert!(all[0]["error"]["message"].as_str().unwrap().contains("a bug"), "{all:?}");
+    }
+
+    #[test]
+    fn a_method_that_panics_with_the_right_to_answer_in_its_hands_is_answered_once() {
+        let all = answers(|call| {
+            let _reply = call.later();
+            panic!("on purpose")
+        });
+        assert_eq!(all.len(), 1, "{all:?}");
+        assert_eq!(all[0]["error"]["code"], "UNAVAILABLE");
+    }
+
+    #[test]
+    fn rights_are_asked_for_before_anything_runs() {
+        let (nodes, peer) = (room(), peer(1, Role::Node));
+        let run: fn(&Call<'_>) -> Outcome = |_| panic!("it must not run");
+        let needs = Needs::Scope(Scope::Read);
+        let method: &'static Method = Box::leak(Box::new(Method { name: "test", needs, run }));
+        carry_out(&nodes, &peer, ("1", "test", None), Some((0, method)), clock::now());
+        carry_out(&nodes, &peer, ("2", &"x".repeat(500), None), None, clock::now());
+        let all = frames(&peer);
+        assert_eq!(all[0]["error"]["message"], "unauthorized role: node");
+        assert!(all[1]["error"]["message"].as_str().unwrap().len() < 100, "{all:?}");
+    }
+
+    #[test]
+    fn no_name_stands_in_the_table_twice() {
+        let mut names: Vec<&str> = all().map(|method| method.name).collect();
+        let count = names.len();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), count);
     }
 }

@@ -126,6 +126,18 @@ impl Outbox {
         self.put(|inner| (Item::Frame(text.into_boxed_str()), Class::Control, inner.seq))
     }
 
+    /// Puts the answer to the handshake in, and leaves the writer asleep until [`Outbox::wake`]: who
+    /// reads it shall be known everywhere already.
+    pub fn welcome(&self, text: String) -> Put {
+        let frame = Item::Frame(text.into_boxed_str());
+        self.put_in(|inner| (frame, Class::Control, inner.seq)).0
+    }
+
+    /// Wakes the writer.
+    pub fn wake(&self) {
+        self.bell.ring();
+    }
+
     /// Puts an event in; it gets its number here, a dropped one too.
     pub fn event(&self, event: Event) -> Put {
         self.put(|inner| {
@@ -198,6 +210,15 @@ impl Outbox {
     }
 
     fn put(&self, make: impl FnOnce(&Inner) -> (Item, Class, u64)) -> Put {
+        let (put, first) = self.put_in(make);
+        if first {
+            self.bell.ring();
+        }
+        put
+    }
+
+    /// What came of it, and whether it is the first that waits.
+    fn put_in(&self, make: impl FnOnce(&Inner) -> (Item, Class, u64)) -> (Put, bool) {
         let (put, first) = self.inner.with(|inner| {
             if inner.closed {
                 return (Put::Closed, false);
@@ -223,10 +244,7 @@ impl Outbox {
             Put::Overfull => self.close_now(1008, "slow consumer"),
             _ => {}
         }
-        if first {
-            self.bell.ring();
-        }
-        put
+        (put, first)
     }
 }
 

@@ -12,7 +12,7 @@ pub mod wire;
 #[cfg(test)]
 mod tests;
 
-pub use record::{Ask, Device, Grant, Request, Seen, Token, Why, dangerous, short};
+pub use record::{Ask, Device, Grant, Request, SEEN_REASONS, Seen, Token, Why, dangerous, short};
 pub use table::REQUEST_TTL;
 
 use std::sync::Arc;

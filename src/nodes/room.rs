@@ -251,7 +251,7 @@ impl Nodes {
     }
 
     /// Takes it out of every part of the room. Each of them goes by the connection's number.
-    fn gone(&self, peer: &Arc<Peer>) {
+    pub(super) fn gone(&self, peer: &Arc<Peer>) {
         self.peers.leave(peer.number);
         self.presence.with(|presence| presence.leave(peer.number));
         self.fleet().gone(peer);

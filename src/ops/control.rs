@@ -11,6 +11,7 @@ mod config;
 mod devices;
 mod drain;
 mod logs;
+mod nodes;
 mod process;
 
 use serde_json::{Value, json};
@@ -32,6 +33,7 @@ const TABLE: &[&[Route]] = &[
     cache::ROUTES,
     breakers::ROUTES,
     logs::ROUTES,
+    nodes::ROUTES,
 ];
 
 /// The kind of the events that orders leave.

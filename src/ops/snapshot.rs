@@ -57,6 +57,7 @@ const SECTIONS: &[Section] = &[
     ("alerts", |source| source.json("/alerts")),
     ("events", events),
     ("breakers", |source| source.json("/breakers")),
+    ("nodes", |source| source.json("/nodes")),
     ("limits", |source| source.json("/limits")),
     ("threads", |_| system::threads()),
     ("memory", |_| system::memory()),

@@ -14,7 +14,7 @@ use crate::observe::process;
 use crate::upstream::breaker::Stand;
 use crate::upstream::breakers::View;
 
-use super::Parts;
+use super::{Parts, nodes};
 
 /// Events that are shown, the last ones; `snapshot` has them all.
 const EVENTS_SHOWN: usize = 8;
@@ -59,6 +59,7 @@ pub fn document(parts: &Parts, now: Instant) -> Value {
             let (firing, undelivered) = alerts.size();
             json!({ "enabled": alerts.enabled(), "firing": firing, "undelivered": undelivered })
         }),
+        "nodes": nodes::summary(parts),
         "upstreams": upstreams(parts),
         "events": parts.events.recent().iter().rev().take(EVENTS_SHOWN).map(event).collect::<Vec<_>>(),
     })

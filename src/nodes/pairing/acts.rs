@@ -53,6 +53,7 @@ pub fn remove(nodes: &Nodes, device: &str, role: Option<Role>) -> Result<Lost, E
     let lost = nodes.devices().remove(device, role)?;
     let node = lost.device.grant(Role::Node).is_some() && role != Some(Role::Operator);
     if node {
+        nodes.fleet().forget(device);
         tell(nodes, &wire::node_resolved("", device, Decision::Removed));
     }
     tell(nodes, &wire::changed());

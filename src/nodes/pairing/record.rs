@@ -64,7 +64,7 @@ pub struct Token {
 pub struct Seen {
     /// In milliseconds since 1970; 0: never.
     pub ms: u64,
-    /// `connect` or `disconnect`.
+    /// One of [`SEEN_REASONS`].
     pub reason: &'static str,
     /// From where.
     pub address: Option<IpAddr>,
@@ -223,6 +223,23 @@ struct KeptToken {
     issued_ms: u64,
 }
 
+/// Why a device was seen, in words of the protocol: when it came, when it went, and what it says
+/// itself when it wakes for a moment (`node.presence.alive`).
+pub const SEEN_REASONS: [&str; 7] = [
+    "disconnect",
+    "background",
+    "silent_push",
+    "bg_app_refresh",
+    "significant_location",
+    "manual",
+    "connect",
+];
+
+/// One of them; the first for any other word.
+fn seen_reason(word: &str) -> &'static str {
+    SEEN_REASONS.into_iter().find(|known| *known == word).unwrap_or(SEEN_REASONS[0])
+}
+
 /// A device as text for the store.
 pub(super) fn write(device: &Device, seen: &Seen) -> String {
     let words = |scopes: Scopes| scopes.words().map(str::to_owned).collect();
@@ -285,11 +302,8 @@ pub(super) fn read(text: &str) -> Option<(Device, Seen)> {
     };
     let key: [u8; KEY_BYTES] = digest(&kept.key)?.try_into().ok()?;
     let id = crate::nodes::device::id(&key);
-    let seen = Seen {
-        ms: kept.seen_ms,
-        reason: if kept.seen_reason == "connect" { "connect" } else { "disconnect" },
-        address: kept.address,
-    };
+    let seen =
+        Seen { ms: kept.seen_ms, reason: seen_reason(&kept.seen_reason), address: kept.address };
     let client = kept.client;
     let device = Device {
         id: id.as_str().into(),

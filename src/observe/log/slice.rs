@@ -75,9 +75,9 @@ fn mark(number: u64) -> u64 {
 /// From the files in a folder.
 ///
 /// # Errors
-/// When the file cannot be read.
+/// When a file cannot be read.
 pub fn read(folder: &Path, ask: &Ask) -> io::Result<Slice> {
-    let mut file = match File::open(folder.join(CURRENT_NAME)) {
+    let file = match File::open(folder.join(CURRENT_NAME)) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => {
             return Ok(Slice { reset: ask.cursor.is_some(), ..Slice::default() });
         }
@@ -88,34 +88,36 @@ pub fn read(folder: &Path, ask: &Ask) -> io::Result<Slice> {
     let place = ask.cursor.map(Place::of);
     let here = place.filter(|place| [0, mark].contains(&place.mark) && place.offset <= size);
     let mut slice = Slice { size, cursor: Place::cursor(mark, size), ..Slice::default() };
-    let (mut first, mut budget) = (Vec::new(), ask.bytes);
-    let mut from = here.map_or(0, |place| place.offset);
-    if here.is_none() && place.is_some() {
+    let mut parts = Vec::new();
+    if let (Some(place), None) = (place, here) {
         slice.reset = true;
-        // What was written to the old file since then comes first.
-        let old = place.and_then(|place| Some((open_rotated(folder, place.mark)?, place.offset)));
-        if let Some(((mut old, old_size), offset)) = old {
-            let room = budget.saturating_sub(size);
-            let begin = offset.max(old_size.saturating_sub(room)).min(old_size);
-            slice.skipped += begin.saturating_sub(offset);
-            first = lines(&mut old, begin, old_size)?;
-            budget -= (old_size - begin).min(budget);
-        }
+        // What was written to other files since then comes first.
+        parts = since(folder, place, mark);
     }
-    let begin = from.max(size.saturating_sub(budget));
-    if begin > from {
+    parts.push(Part { file, from: here.map_or(0, |place| place.offset), to: size });
+    // The last ones only.
+    let all: u64 = parts.iter().map(|part| part.to - part.from).sum();
+    let mut skip = all.saturating_sub(ask.bytes);
+    if skip > 0 {
         slice.truncated = true;
         slice.reset |= place.is_some();
-        if place.is_some() {
-            slice.skipped += begin - from;
-        }
-        from = begin;
+        slice.skipped = if place.is_some() { skip } else { 0 };
     }
-    slice.truncated |= slice.skipped > 0;
-    first.append(&mut lines(&mut file, from, size)?);
-    slice.lines = first;
+    for mut part in parts {
+        let less = skip.min(part.to - part.from);
+        skip -= less;
+        part.from += less;
+        slice.lines.append(&mut part.lines()?);
+    }
     cut(&mut slice, ask.lines);
     Ok(slice)
+}
+
+/// A part of a file.
+struct Part {
+    file: File,
+    from: u64,
+    to: u64,
 }
 
 /// From what is kept in memory of a log that is written elsewhere.
@@ -164,38 +166,52 @@ fn mark_of(is: &fs::Metadata) -> u64 {
     mark(is.ino() ^ is.dev().rotate_left(32))
 }
 
-/// The rotated file of this mark, and its size.
-fn open_rotated(folder: &Path, wanted: u64) -> Option<(File, u64)> {
-    let entries = fs::read_dir(folder).ok()?;
-    let rotated = entries
-        .flatten()
-        .filter(|entry| rotated_number(&entry.file_name().to_string_lossy()).is_some());
-    let marked = |path: &PathBuf| {
-        fs::symlink_metadata(path).is_ok_and(|is| is.is_file() && mark_of(&is) == wanted)
-    };
-    let file = File::open(rotated.map(|entry| entry.path()).find(marked)?).ok()?;
-    let size = file.metadata().ok()?.len();
-    Some((file, size))
+/// What was written to rotated files since a place in one of them, up to the file of the mark `end`,
+/// which may have been rotated just now. Nothing when the place is in none of them.
+fn since(folder: &Path, place: Place, end: u64) -> Vec<Part> {
+    let Ok(entries) = fs::read_dir(folder) else { return Vec::new() };
+    let number = |path: &Path| rotated_number(&path.file_name()?.to_string_lossy());
+    let rotated = entries.flatten().map(|entry| entry.path());
+    let mut rotated: Vec<(u64, PathBuf)> =
+        rotated.filter_map(|path| Some((number(&path)?, path))).collect();
+    rotated.sort_unstable();
+    let mut parts = Vec::new();
+    for (_, path) in rotated {
+        let opened = File::open(path).and_then(|file| Ok((file.metadata()?, file)));
+        let Ok((is, file)) = opened else { continue };
+        let mark = mark_of(&is);
+        if mark == end {
+            break;
+        }
+        if mark == place.mark {
+            parts = vec![Part { file, from: place.offset.min(is.len()), to: is.len() }];
+        } else if !parts.is_empty() {
+            parts.push(Part { file, from: 0, to: is.len() });
+        }
+    }
+    parts
 }
 
-/// The whole lines from one offset to another. The part of a line at the beginning is left out.
-fn lines(file: &mut File, from: u64, to: u64) -> io::Result<Vec<String>> {
-    if from >= to {
-        return Ok(Vec::new());
+impl Part {
+    /// The whole lines in it. The part of a line at the beginning is left out.
+    fn lines(&mut self) -> io::Result<Vec<String>> {
+        if self.from >= self.to {
+            return Ok(Vec::new());
+        }
+        let begin = self.from.saturating_sub(1);
+        self.file.seek(SeekFrom::Start(begin))?;
+        let mut bytes = Vec::new();
+        (&mut self.file).take(self.to - begin).read_to_end(&mut bytes)?;
+        let text = String::from_utf8_lossy(&bytes);
+        let mut lines: Vec<&str> = text.split('\n').collect();
+        if self.from > 0 {
+            lines.remove(0);
+        }
+        if lines.last() == Some(&"") {
+            lines.pop();
+        }
+        Ok(lines.into_iter().map(str::to_owned).collect())
     }
-    let begin = from.saturating_sub(1);
-    file.seek(SeekFrom::Start(begin))?;
-    let mut bytes = Vec::new();
-    file.take(to - begin).read_to_end(&mut bytes)?;
-    let text = String::from_utf8_lossy(&bytes);
-    let mut lines: Vec<&str> = text.split('\n').collect();
-    if from > 0 {
-        lines.remove(0);
-    }
-    if lines.last() == Some(&"") {
-        lines.pop();
-    }
-    Ok(lines.into_iter().map(str::to_owned).collect())
 }
 
 #[cfg(test)]
@@ -230,10 +246,14 @@ mod tests {
         // Two more lines, of which one was written before the rotation; the new file is longer.
         fs::write(at(CURRENT_NAME), "a\nb\nc\nd\n").unwrap();
         fs::rename(at(CURRENT_NAME), at("tidegate_r00001.log")).unwrap();
+        fs::write(at("tidegate_r00000.log"), "long ago\n").unwrap();
+        fs::write(at("tidegate_r00002.log"), "between\n").unwrap();
         fs::write(at(CURRENT_NAME), "e and a longer line than all of the old file\n").unwrap();
         let over = read(folder.path(), &ask(next.cursor)).unwrap();
-        assert_eq!(over.lines[0], "d");
-        assert!(over.lines[1].starts_with("e and") && over.reset && !over.truncated, "{over:?}");
+        assert_eq!(over.lines[..2], ["d", "between"]);
+        assert!(over.lines[2].starts_with("e and") && over.reset && !over.truncated, "{over:?}");
+        let few = read(folder.path(), &Ask { bytes: 53, ..ask(next.cursor) }).unwrap();
+        assert_eq!((few.lines.len(), few.truncated, few.skipped), (2, true, 2), "{few:?}");
         fs::remove_file(at("tidegate_r00001.log")).unwrap();
         let lost = read(folder.path(), &ask(next.cursor)).unwrap();
         assert!(lost.lines.len() == 1 && lost.reset, "{lost:?}");
