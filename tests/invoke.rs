@@ -470,3 +470,42 @@ fn the_gateway_says_how_it_is() {
     let mut reader = hello.connect(room.daemon.addr).unwrap();
     assert!(reader.request("health", json!({})).unwrap()["reasons"].is_u64());
 }
+
+#[test]
+fn a_node_hears_a_session_while_it_wants_to() {
+    let echo =
+        "[[upstream]]\nname = \"e\"\nkind = \"echo\"\n[[model]]\nname = \"m\"\nprimary = \"e/x\"\n";
+    let mut room = Room::new(echo);
+    let say = |operator: &mut Client, key: &str| {
+        let text = json!({"sessionKey": "main", "message": "one two", "idempotencyKey": key});
+        operator.request("chat.send", text).unwrap();
+        let is_final = |event: &Value| event["state"] == "final";
+        while !is_final(&operator.next_event("chat")) {}
+    };
+    let want = |node: &mut Client, event: &str, payload: Value| {
+        let told =
+            node.request("node.event", json!({"event": event, "payloadJSON": payload.to_string()}));
+        told.unwrap()["reason"].as_str().unwrap().to_owned()
+    };
+    assert_eq!(want(&mut room.node, "chat.subscribe", json!({})), "invalid_payload");
+    assert_eq!(want(&mut room.node, "chat.subscribe", json!({"sessionKey": "main"})), "subscribed");
+    say(&mut room.operator, "k1");
+    let heard = room.node.next_event("chat");
+    assert_eq!(heard["sessionKey"], "agent:main:main", "{heard}");
+    assert_eq!(
+        want(&mut room.node, "chat.unsubscribe", json!({"sessionKey": "main"})),
+        "unsubscribed"
+    );
+    room.node.events.clear();
+    say(&mut room.operator, "k2");
+    assert!(room.node.event_within("chat", Duration::from_millis(100)).is_none());
+    // What happens is told with the next turn, and not to whoever may not change the gateway.
+    let told = json!({"text": "the door opened"});
+    assert_eq!(room.operator.request("system-event", told.clone()), Ok(json!({"ok": true})));
+    let hello = Hello::operator(&["operator.write"]).token(TOKEN);
+    let mut writer = hello.connect(room.daemon.addr).unwrap();
+    let refused = writer.request("system-event", told).unwrap_err();
+    assert_eq!(refused["details"]["missingScope"], "operator.admin");
+    let status = room.operator.request("status", json!({})).unwrap();
+    assert_eq!(status["sessions"]["count"], 1, "{status}");
+}

@@ -336,6 +336,33 @@ def swallow(viewers):
         time.sleep(0.1)
 
 
+def test_connections_on_websocket_are_seen(browser, daemon):
+    """The panel of nodes is there once somebody was; it counts them, and what `/metrics` says is the same."""
+    page(browser, daemon)
+    shown = "const s = document.getElementById('nodes').closest('section'); return !s.hidden && s.checkVisibility()"
+    held = lambda: daemon.metrics().sum("tidegate_limit_now", limit="nodes.connections_max")
+    browser.wait(lambda: held() == 0, "nobody on WebSocket", 20)
+    asked = ("GET /ws HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
+             "Sec-WebSocket-Key: c2l4dGVlbiBieXRlcyBvaw==\r\n\r\n").encode()
+    sockets = []
+    for _ in range(2):
+        sockets.append(socket.create_connection(("127.0.0.1", daemon.data)))
+        sockets[-1].sendall(asked)
+        assert sockets[-1].recv(64).startswith(b"HTTP/1.1 101"), "no upgrade"
+    browser.wait(lambda: browser.run(shown) and figure(browser, "nodes_connections_now") == (2.0, "2"), "two connections", 8)
+    rows = browser.run("return [...document.querySelectorAll('#nodes tbody tr')].map((row) => row.innerText)")
+    assert len(rows) == 5 and "of 1,024" in rows[0], rows
+    assert "0 commands without an answer" in browser.run("return document.getElementById('nodes-told').textContent")
+    assert not browser.run(CONTRAST), browser.run(CONTRAST)
+    if SHOTS:
+        browser.shot(os.path.join(SHOTS, "nodes.png"))
+    for each in sockets:
+        each.close()
+    browser.wait(lambda: figure(browser, "nodes_connections_now")[0] == held() == 0, "nobody any more", 20)
+    assert browser.run(shown), "what was there is still told"
+    no_errors(browser)
+
+
 def test_a_week_is_there_within_a_moment(browser, daemon):
     """A store with a week of history in it: drawn within 300 ms of being asked for, with its gap."""
     browser.open("about:blank")

@@ -13,6 +13,7 @@ use crate::nodes::outbox::{Class, Event};
 use crate::nodes::pairing::{SEEN_REASONS, Seen};
 use crate::nodes::queue::{Priority, Type, WORK_TTL_MS, WORK_TTL_MS_MAX, Work};
 use crate::nodes::refusal::Refusal;
+use crate::nodes::sessions::SessionId;
 use crate::nodes::who::{Role, Scope};
 
 pub(super) const METHODS: &[Method] = &[
@@ -128,9 +129,34 @@ fn event(call: &Call<'_>) -> Outcome {
         ("node.presence.alive", Some(Value::Object(_))) => alive(call, payload.as_ref())?,
         ("node.presence.activity", Some(Value::Object(_))) => activity(call, payload.as_ref()),
         ("node.presence.alive" | "node.presence.activity", _) => (false, "invalid_payload"),
+        ("chat.subscribe", Some(Value::Object(_))) => hears(call, payload.as_ref(), true)?,
+        ("chat.unsubscribe", Some(Value::Object(_))) => hears(call, payload.as_ref(), false)?,
         _ => (false, "unsupported_event"),
     };
     Done::json(&json!({"ok": true, "event": told.event, "handled": handled, "reason": reason}))
+}
+
+/// A device wants to hear what is said in a session of its account, or no longer. It ends with the
+/// connection.
+fn hears(
+    call: &Call<'_>,
+    payload: Option<&Value>,
+    wants: bool,
+) -> Result<(bool, &'static str), Refusal> {
+    let key = payload.and_then(|payload| payload["sessionKey"].as_str()).unwrap_or_default();
+    if key.trim().is_empty() {
+        return Ok((false, "invalid_payload"));
+    }
+    let session = SessionId::parse(call.who.account.as_ref(), key, false)?;
+    let number = call.peer.number;
+    call.nodes.runs().with(|table| match wants {
+        true => table.subscriptions.listen(number, session),
+        false => {
+            table.subscriptions.leave(number, &session);
+            Ok(())
+        }
+    })?;
+    Ok((true, if wants { "subscribed" } else { "unsubscribed" }))
 }
 
 /// A device says that it is there, without staying: noted once a minute.
