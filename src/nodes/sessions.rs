@@ -110,6 +110,10 @@ pub fn agent_known(agent: &str) -> Result<(), Refusal> {
     if agent.eq_ignore_ascii_case(AGENT) {
         return Ok(());
     }
+    // The protocol's details want an id.
+    if agent.is_empty() {
+        return Err(Refusal::invalid("an agent id must not be empty"));
+    }
     let details = json!({"code": "UNKNOWN_AGENT_ID", "agentId": agent});
     let text = format!("unknown agent id \"{agent}\"; this gateway has one agent, {AGENT}");
     Err(Refusal::invalid(text).with(details))
@@ -395,6 +399,7 @@ mod tests {
         }
         let refusal = id(None, "agent:work:main", false).unwrap_err();
         assert_eq!(refusal.details.unwrap()["code"], "UNKNOWN_AGENT_ID");
+        assert!(agent_known("").unwrap_err().details.is_none());
     }
 
     #[test]
