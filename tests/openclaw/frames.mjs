@@ -27,7 +27,6 @@ const EVENTS = {
     required: ["presence"],
     properties: { presence: { type: "array", items: definition("PresenceEntry"), maxItems: 200 } },
   },
-  health: { $ref: "protocol#/definitions/Snapshot/properties/health" },
   "node.invoke.request": definition("NodeInvokeRequestEvent"),
   "node.invoke.input": definition("NodeInvokeInputEvent"),
   "device.pair.requested": definition("DevicePairRequestedEvent"),
@@ -37,7 +36,6 @@ const EVENTS = {
 /** Where an answer is described, when it is not the definition named after its method. */
 const RESULTS = {
   connect: definition("HelloOk"),
-  health: { $ref: "protocol#/definitions/Snapshot/properties/health" },
   "system-presence": { type: "array", items: definition("PresenceEntry") },
   "sessions.list": {
     type: "object",
@@ -67,6 +65,10 @@ export class Recorder {
     this.schema = JSON.parse(fs.readFileSync(SCHEMA, "utf8"));
     this.ajv = new Ajv({ strict: false, validateSchema: false, validateFormats: false });
     this.ajv.addSchema(this.schema, "protocol");
+    // The schema describes health only as a part of the welcome, where nothing may be added to it.
+    const { additionalProperties: _, ...health } = this.schema.definitions.Snapshot.properties.health;
+    this.events = { ...EVENTS, health };
+    this.results = { ...RESULTS, health };
     this.validators = new Map();
     this.frames = 0;
     this.payloads = 0;
@@ -111,23 +113,39 @@ export class Recorder {
   socket(socket) {
     let known = this.sockets.get(socket);
     if (!known) {
-      known = { asked: new Map(), answered: new Map(), seq: null, closed: null };
+      known = { asked: new Map(), answered: new Map(), perhaps: new Set(), nonsense: 0, seq: null, closed: null };
       this.sockets.set(socket, known);
       this.all.push(known);
     }
     return known;
   }
 
+  /** This text, which is sent next, may be a request or nonsense: it may be answered once, as either. */
+  perhaps(socket, text) {
+    const known = this.socket(socket);
+    let frame = null;
+    try {
+      frame = JSON.parse(text);
+    } catch {}
+    if (typeof frame?.id === "string") known.perhaps.add(frame.id);
+    known.nonsense += 1;
+    known.next = true;
+  }
+
   sent(socket, data) {
+    const known = this.socket(socket);
+    if (known.next) return void (known.next = false);
     let frame;
     try {
       frame = JSON.parse(data);
     } catch {
-      return;
+      frame = null;
     }
     if (frame?.type === "req" && typeof frame.id === "string" && typeof frame.method === "string") {
-      const { asked } = this.socket(socket);
+      const { asked } = known;
       asked.set(frame.id, { method: frame.method, params: frame.params, times: (asked.get(frame.id)?.times ?? 0) + 1 });
+    } else {
+      known.nonsense += 1;
     }
   }
 
@@ -158,11 +176,14 @@ export class Recorder {
     } else if (frame.event !== "connect.challenge") {
       this.fault("an event without seq", text);
     }
-    this.payload(`event ${frame.event}`, EVENTS[frame.event], frame.payload, text);
+    this.payload(`event ${frame.event}`, this.events[frame.event], frame.payload, text);
   }
 
   answer(known, frame, text) {
     this.answers += 1;
+    if (!known.asked.has(frame.id) && (frame.id === "invalid" ? known.nonsense-- > 0 : known.perhaps.delete(frame.id))) {
+      return frame.ok === Boolean(frame.error) ? this.fault("ok and error do not agree", text) : undefined;
+    }
     const asked = known.asked.get(frame.id);
     if (!asked) return this.fault("an answer to nobody", text);
     const times = (known.answered.get(frame.id) ?? 0) + 1;
@@ -177,8 +198,8 @@ export class Recorder {
   }
 
   result({ method, params }) {
-    if (RESULTS[method]) return RESULTS[method];
-    if (method === "chat.history" && params?.cursor !== undefined) return definition("ChatHistoryCursorResult");
+    if (this.results[method]) return this.results[method];
+    if (method === "chat.history" && typeof params?.cursor === "string") return definition("ChatHistoryCursorResult");
     const name = ["Result", "Response"].map((end) => camel(method) + end).find((name) => this.schema.definitions[name]);
     return name && definition(name);
   }

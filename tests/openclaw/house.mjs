@@ -7,6 +7,7 @@ import net from "node:net";
 import path from "node:path";
 
 export const TOKEN = "the-token-of-this-house-0123456789abcdef";
+export const PASSWORD = "the-password-of-this-house-0123456789";
 export const KEY = "the-key-of-the-laptop-0123456789abcdef";
 const PATIENCE = Number(process.env.TIDEGATE_TEST_PATIENCE ?? 1);
 
@@ -49,6 +50,10 @@ listen = "127.0.0.1:${house.ops}"
 dir = "${path.join(folder, "state")}"
 [log]
 dir = "${path.join(folder, "logs")}"
+[nodes]
+token_env = "HOUSE_TOKEN"
+password_env = "HOUSE_PASSWORD"
+tick_interval = "1s"
 [[key]]
 name = "laptop"
 sha256 = "${sha256}"
@@ -74,7 +79,7 @@ ${extra}`);
     const output = fs.openSync(this.log, "a");
     this.process = spawn(this.program, ["run", "--config", this.config], {
       stdio: ["ignore", output, output],
-      env: { ...process.env, HOUSE_TOKEN: TOKEN },
+      env: { ...process.env, HOUSE_TOKEN: TOKEN, HOUSE_PASSWORD: PASSWORD },
     });
     fs.closeSync(output);
     this.gone = new Promise((resolve) => this.process.once("exit", (code, signal) => resolve({ code, signal })));
@@ -121,6 +126,8 @@ ${extra}`);
   }
 
   lastLines() {
-    return fs.readFileSync(this.log, "utf8").trimEnd().split("\n").slice(-20).join("\n");
+    const logs = [this.log, path.join(this.folder, "logs", "tidegate_rCURRENT.log")].filter((log) => fs.existsSync(log));
+    const lines = logs.flatMap((log) => fs.readFileSync(log, "utf8").trimEnd().split("\n").slice(-25));
+    return lines.join("\n");
   }
 }

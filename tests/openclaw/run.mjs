@@ -11,7 +11,7 @@ import path from "node:path";
 import { Recorder } from "./frames.mjs";
 import { House } from "./house.mjs";
 
-const GROUPS = ["recorder"];
+const GROUPS = ["recorder", "connect", "pairing", "nodes", "chat", "gateway", "restart", "fuzz"];
 
 async function main(program, only = "") {
   const folder = fs.mkdtempSync(path.join(os.tmpdir(), "tidegate-openclaw-"));
@@ -37,7 +37,9 @@ async function main(program, only = "") {
           console.log(`openclaw ${group}: ${name} ... ok (${((Date.now() - start) / 1000).toFixed(1)} s)`);
         } catch (error) {
           failed.push(`${group}: ${name}`);
-          console.log(`openclaw ${group}: ${name} ... FAILED\n${error.stack}`);
+          const wrong = recorder.faults.slice(faults);
+          if (wrong.length && !error.message.includes(wrong[0])) error.stack += `\n${wrong.length} frames outside the protocol:\n  ${wrong.slice(0, 5).join("\n  ")}`;
+          console.log(`openclaw ${group}: ${name} ... FAILED\n${short(error)}`);
         } finally {
           await Promise.all(open.map((peer) => peer.stop()));
         }
@@ -51,6 +53,12 @@ async function main(program, only = "") {
   summary(recorder);
   console.log(`openclaw result: ${passed} passed; ${failed.length} failed; ${((Date.now() - begun) / 1000).toFixed(0)} s`);
   return failed.length || !passed ? 1 : 0;
+}
+
+/** An error with the lines of these files that it came through. */
+function short(error) {
+  const lines = String(error.stack).split("\n");
+  return lines.filter((line) => !/^\s+at /.test(line) || (line.includes("tests/openclaw/") && !/node_modules|frames\.mjs/.test(line))).join("\n");
 }
 
 function summary(recorder) {
