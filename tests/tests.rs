@@ -62,6 +62,8 @@ mod limits;
 mod logs;
 // WebSocket connections: how they begin, live and end.
 mod nodes;
+// WebSocket connections that end badly: vanished peers, and ends in every phase.
+mod nodes_life;
 // WebSocket peers that mean harm.
 mod nodes_hostile;
 // Health and metrics.

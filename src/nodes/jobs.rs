@@ -142,4 +142,9 @@ fn carry_out(nodes: &Arc<Nodes>, line: &Arc<Line>) {
             line.peer.outbox().close(1011, "internal error");
         }
     }
+    // It may have ended meanwhile: then what this has put there (a subscription, a call) came too
+    // late to be taken away with the rest.
+    if line.is_over() {
+        nodes.gone(&line.peer);
+    }
 }

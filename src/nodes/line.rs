@@ -86,6 +86,11 @@ impl Line {
         self.stage.store(ENDED, SeqCst);
     }
 
+    /// Whether it has ended, or is about to be told to have.
+    pub(super) fn is_over(&self) -> bool {
+        self.stage.load(SeqCst) == ENDED
+    }
+
     /// Ends the connection at once, without a Close.
     pub(super) fn cut(&self) {
         self.cut.store(true, SeqCst);
