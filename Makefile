@@ -13,6 +13,8 @@ FUZZ_SECONDS = 60
 # Seconds of the soak and of the storm.
 SOAK_SECONDS = 600
 STORM_SECONDS = 60
+# Connections of `make nodes`.
+NODES = 2000
 
 PROGRAM = $(or $(CARGO_TARGET_DIR),target)/release/tidegate
 # The files in conf/ and man/ hold the paths of a plain `make install`. Wherever SYSCONFDIR is, the
@@ -57,6 +59,10 @@ soak:
 storm:
 	TIDEGATE_STORM_SECONDS=$(STORM_SECONDS) $(CARGO) test --release --locked --test tests storm:: -- --nocapture
 
+# Two thousand nodes on WebSocket: memory, fan-out, latency and ticks, and the table of the README.
+nodes:
+	TIDEGATE_NODES=$(NODES) $(CARGO) test --release --locked --test tests nodes_load:: -- --nocapture
+
 fuzz:
 	@cd fuzz && for target in $$($(CARGO) +nightly fuzz list); do \
 	  $(CARGO) +nightly fuzz run "$$target" -- -max_total_time=$(FUZZ_SECONDS) || exit 1; \
@@ -90,4 +96,4 @@ clean:
 	$(CARGO) clean
 
 FORCE:
-.PHONY: all run test check man-check bench soak storm fuzz install clean FORCE
+.PHONY: all run test check man-check bench soak storm nodes fuzz install clean FORCE

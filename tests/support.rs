@@ -7,6 +7,7 @@ use std::time::Duration;
 pub mod ask;
 pub mod conf;
 pub mod daemon;
+pub mod fleet;
 pub mod load;
 pub mod metrics;
 pub mod peers;

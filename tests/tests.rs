@@ -64,6 +64,8 @@ mod logs;
 mod nodes;
 // WebSocket connections that end badly: vanished peers, and ends in every phase.
 mod nodes_life;
+// Many WebSocket connections: memory, fan-out, latency, ticks.
+mod nodes_load;
 // WebSocket peers that mean harm.
 mod nodes_hostile;
 // Health and metrics.
