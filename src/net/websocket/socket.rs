@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 use rustix::net::RecvFlags;
+use rustix::net::sockopt::set_socket_send_buffer_size;
 use socket2::Socket;
 
 use super::codec::{Decoder, Fault, Step};
@@ -38,6 +39,11 @@ const READ_AT_ONCE_MAX: usize = 1024 * 1024;
 
 /// Things taken between two waits, for the same reason.
 const TAKEN_AT_ONCE_MAX: u32 = 64;
+
+/// What the system may hold of what is sent, in bytes (it doubles the figure). Left alone it holds up
+/// to 4 MiB for each connection that does not read; and a pong stands behind all of it, which on a slow
+/// line would take longer than a peer may be silent.
+const SEND_BUFFER_BYTES: usize = 128 * 1024;
 
 /// How often a message that found no room under the sum over all connections looks again …
 const ROOM_PAUSE: Duration = Duration::from_millis(20);
@@ -112,6 +118,8 @@ impl WebSocket {
     pub fn new(upgraded: Upgraded, bell: Bell, limits: Limits, total: Arc<Limit>) -> Self {
         let Upgraded { stream, peer, leftover, _place, _address } = upgraded;
         let now = clock::now();
+        // Without it the system's own bounds hold.
+        let _ = set_socket_send_buffer_size(&stream, SEND_BUFFER_BYTES);
         WebSocket {
             stream,
             peer,

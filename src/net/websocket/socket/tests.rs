@@ -288,3 +288,25 @@ fn what_came_with_the_request_is_read_first() {
     assert!(matches!(socket.take().unwrap(), Some(Came::Text(text, _)) if text == "early"));
     assert_eq!(socket.input.capacity(), 0);
 }
+
+#[test]
+fn the_system_holds_little_of_what_a_peer_does_not_read() {
+    let mut pair = pair();
+    let size = 16 * SEND_BUFFER_BYTES;
+    pair.socket.send_binary(&[&vec![7; size]]).unwrap();
+    let held = rustix::net::sockopt::socket_send_buffer_size(&pair.socket.stream).unwrap();
+    assert!(held <= 2 * SEND_BUFFER_BYTES, "{held}");
+    // And what it did not take goes out as the peer reads.
+    let Pair { mut socket, mut peer, bell: _bell, total: _total } = pair;
+    #[expect(clippy::disallowed_methods, reason = "the peer of a test")]
+    let reader = std::thread::spawn(move || {
+        let mut got = vec![0; size + 10];
+        peer.read_exact(&mut got).map(|()| got)
+    });
+    let until = soon();
+    while socket.unsent() > 0 {
+        assert!(socket.wait(until, false).unwrap().writable, "stuck");
+        socket.flush().unwrap();
+    }
+    assert!(reader.join().unwrap().unwrap().ends_with(&[7; 100]));
+}
