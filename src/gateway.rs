@@ -16,6 +16,7 @@ pub mod lockout;
 pub mod media;
 mod probes;
 pub mod gen_ai;
+pub mod hooks;
 pub mod metrics;
 mod nodes;
 pub mod rates;
@@ -54,6 +55,7 @@ use cached::Answers;
 use catalog::Catalog;
 use drill::{Drill, Echoes};
 use exchange::Exchange;
+use hooks::Hooks;
 use lockout::Lockouts;
 use metrics::Metrics;
 use rates::{Fields, Rates, Who};
@@ -78,6 +80,7 @@ pub struct Gateway {
     hold: Arc<Hold>,
     rates: Rates,
     lockouts: Lockouts,
+    hooks: Hooks,
     accounts: Arc<Accounts>,
     answers: Answers,
     drill: Option<Arc<Drill>>,
@@ -97,6 +100,7 @@ pub struct Parts {
     pub hold: Arc<Hold>,
     pub rates: Rates,
     pub lockouts: Lockouts,
+    pub hooks: Hooks,
     pub accounts: Arc<Accounts>,
     pub answers: Answers,
     pub drill: Option<Arc<Drill>>,
@@ -132,6 +136,7 @@ impl Gateway {
             hold,
             rates,
             lockouts,
+            hooks,
             accounts,
             answers,
             drill,
@@ -147,6 +152,7 @@ impl Gateway {
             hold,
             rates,
             lockouts,
+            hooks,
             accounts,
             answers,
             drill,
@@ -179,6 +185,7 @@ impl Gateway {
     pub fn sweep(&self) {
         let now = clock::now();
         self.lockouts.sweep(now);
+        self.hooks.sweep(now);
         self.rates.sweep(now);
     }
 
@@ -217,6 +224,9 @@ impl Gateway {
         // Probes have no key, and learn one word.
         if let Some(Route::Healthz | Route::Readyz) = routes::route(row) {
             return Ok(Admission { body_max: SMALL_BODY_MAX, route: row, key: None });
+        }
+        if let Some(Route::Hook(_)) = routes::route(row) {
+            return self.admit_hook(&state, head, peer, row, origin.is_some());
         }
         let key = self.key(&state, head, peer, clock::now())?;
         if let Err(error) = media::check(head, origin.is_some()) {
@@ -387,7 +397,7 @@ impl Gateway {
                 Kind::BadRequest,
                 "this path is for WebSocket connections: Connection: Upgrade, Upgrade: websocket",
             )),
-            Some(Route::Llm(_) | Route::Healthz | Route::Readyz) | None => {
+            Some(Route::Llm(_) | Route::Hook(_) | Route::Healthz | Route::Readyz) | None => {
                 Err(Error::new(Kind::Internal, "a route without a hand"))
             }
         }
@@ -448,6 +458,10 @@ impl Service for Gateway {
         }
         if upgrade::wanted(&request.head) {
             return self.upgrade(&request, &state);
+        }
+        if let Some(Route::Hook(hook)) = routes::route(request.route) {
+            let response = self.hook(hook, &request, &state);
+            return Step::Respond(state.readable(&request.head.headers, response));
         }
         // A list may wait for an upstream that was never seen, for a second at most. What never waits
         // starts no thread: five hundred questions for the version at once made nearly as many.

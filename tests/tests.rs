@@ -28,6 +28,8 @@ mod breaker;
 mod brisk;
 // Answers that are kept: single flight, replays, bounds.
 mod cache;
+// Chats over WebSocket: runs, events, sessions.
+mod chat;
 // A client that leaves, in every phase.
 mod client_gone;
 // The configuration, its commands and the files made from its schema.
@@ -50,6 +52,8 @@ mod overload;
 mod invoke;
 // Clients that mean harm: slow, many, endless.
 mod hostile;
+// Hooks for agents: tokens, lockouts, what they start.
+mod hooks;
 // Configurations of other gateways, taken over.
 mod import;
 // Upstreams that lie, requests with two readings, answers that must not be swapped.

@@ -22,6 +22,7 @@ use crate::config::boot::Booted;
 use crate::gateway::cached::{self, Answers};
 use crate::gateway::catalog::Catalog;
 use crate::gateway::drill::Drill;
+use crate::gateway::hooks::Hooks;
 use crate::gateway::lockout::Lockouts;
 use crate::gateway::metrics::Metrics;
 use crate::gateway::rates::Rates;
@@ -204,6 +205,7 @@ impl Running {
             hold: Arc::clone(&hold),
             rates,
             lockouts,
+            hooks: Hooks::new(&registry, addresses_max),
             accounts: Arc::clone(&accounts),
             answers: answers.clone(),
             drill,

@@ -21,6 +21,7 @@ pub fn dialect_of(path: &str) -> Option<Dialect> {
 pub fn response(error: &Error, path: &str) -> Response {
     let row = error.row();
     let mut response = match dialect_of(path) {
+        _ if path.starts_with(HOOKS) => hook(error),
         Some(dialect) => Response::json(row.status, llm::error_body(dialect, error)),
         None => Response::new(row.status, "application/problem+json", problem(error)),
     };
@@ -43,6 +44,23 @@ pub fn response(error: &Error, path: &str) -> Response {
 /// (openai-python and openai-node obey `x-should-retry`).
 pub fn after_the_chain(error: &Error, path: &str) -> Response {
     response(error, path).with("x-should-retry", "false")
+}
+
+/// What stands before the paths of hooks.
+const HOOKS: &str = "/hooks/";
+
+/// An error as the callers of hooks know it.
+fn hook(error: &Error) -> Response {
+    let row = error.row();
+    match row.status {
+        401 => Response::text(401, "Unauthorized"),
+        429 if row.class == Class::Auth => Response::text(429, "Too Many Requests"),
+        413 => Response::json(413, r#"{"ok":false,"error":"payload too large"}"#),
+        status => {
+            let body = json!({"ok": false, "error": error.context(), "code": row.code});
+            Response::json(status, body.to_string())
+        }
+    }
 }
 
 /// A problem document (RFC 9457).

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use super::hooks::Hook;
 use crate::config::settings::Routes;
 use crate::llm::Route as Llm;
 use crate::net::http::Method;
@@ -29,6 +30,8 @@ pub enum Route {
     Root,
     /// `GET /ws`, and `GET /` that asks for it.
     WebSocket,
+    /// `POST /hooks/…`.
+    Hook(Hook),
     /// `GET /healthz`: whether the process lives.
     Healthz,
     /// `GET /readyz`: whether requests are welcome.
@@ -73,6 +76,8 @@ const TABLE: &[(&str, Route, &[Method])] = &[
     ("/api/ps", Route::Ps, &[Method::Get, Method::Head]),
     ("/api/version", Route::Version, &[Method::Get, Method::Head]),
     ("/usage", Route::Usage, &[Method::Get, Method::Head]),
+    ("/hooks/wake", Route::Hook(Hook::Wake), &[Method::Post]),
+    ("/hooks/agent", Route::Hook(Hook::Agent), &[Method::Post]),
     ("/healthz", Route::Healthz, &[Method::Get, Method::Head]),
     ("/health", Route::Healthz, &[Method::Get, Method::Head]),
     ("/readyz", Route::Readyz, &[Method::Get, Method::Head]),

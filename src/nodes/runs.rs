@@ -25,7 +25,7 @@ use super::methods::Reply;
 use super::peer::Peer;
 use super::refusal::Refusal;
 use super::run::{Ended, ErrorKind};
-use super::sessions::{EVENTS_MAX, SessionId, Sessions};
+use super::sessions::{EVENTS_MAX, LABEL_BYTES_MAX, SessionId, Sessions, clip};
 use super::subscriptions::Subscriptions;
 use crate::base::clock;
 use crate::base::error::Error;
@@ -297,6 +297,19 @@ impl Runs {
         })?;
         self.events.saw(waiting as u64);
         Ok(())
+    }
+
+    /// Gives a session a name, if it has none.
+    pub fn label(&self, session: &SessionId, name: &str) {
+        let name = clip(name.trim(), LABEL_BYTES_MAX);
+        if name.is_empty() || name.chars().any(char::is_control) {
+            return;
+        }
+        self.with(|table| {
+            if let Some(session) = table.sessions.get_mut(session) {
+                session.label.get_or_insert_with(|| name.into());
+            }
+        });
     }
 
     /// What came of a run that is remembered.

@@ -298,8 +298,16 @@ impl Table {
         if let Some(session) = self.sessions.get_mut(&on) {
             session.queue.retain(|waiting| *waiting != id.id);
             if session.active.as_deref() == Some(&*id.id) {
-                session.active = session.queue.pop_front();
-                next = session.active.clone().map(|id| RunId { account: on.account.clone(), id });
+                session.active = None;
+                // Those that are to end do not begin first.
+                while let Some(id) = session.queue.pop_front() {
+                    let waiting = RunId { account: on.account.clone(), id };
+                    if self.runs.get(&waiting).is_some_and(|entry| entry.stop.is_none()) {
+                        session.active = Some(Arc::clone(&waiting.id));
+                        next = Some(waiting);
+                        break;
+                    }
+                }
             }
             if session.id == entry.uid && entry.stage == Stage::Running {
                 note(session, &ended, &entry);

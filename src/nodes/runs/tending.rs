@@ -135,6 +135,8 @@ impl Runs {
 
     /// A run that was read has ended.
     pub(super) fn ended(&self, id: &RunId, ended: Ended, audience: &mut Audience) {
+        // Whoever has come meanwhile hears of the end too.
+        self.refresh(id, audience, clock::now());
         let next = self.over(id, ended, Some(audience));
         self.go_on(next);
     }

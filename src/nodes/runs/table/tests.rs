@@ -102,6 +102,14 @@ fn an_abort_of_a_session_ends_what_runs_and_what_waits() {
     let mut queued = table.stopped_in_queue();
     queued.sort_by(|a, b| a.id.cmp(&b.id));
     assert_eq!(queued, [id("b"), id("c")]);
+    // Whatever ends first, what is to end does not begin.
+    let mut other = self::table(4);
+    for name in ["a", "b", "c"] {
+        admit(&mut other, turn(name, "main"), now);
+    }
+    other.stop(&id("b"), "rpc");
+    let finished = other.finish(&id("a"), Ended::Final, now, 5).unwrap();
+    assert_eq!((finished.next, other.stopped_in_queue()), (Some(id("c")), vec![id("b")]));
     for id in queued {
         let finished = table.finish(&id, Ended::Aborted { reason: "rpc" }, now, 5).unwrap();
         assert!(finished.next.is_none());
