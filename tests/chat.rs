@@ -294,7 +294,11 @@ fn a_chat_has_the_limits_the_models_and_the_accounts_of_its_key() {
                    authorization: Bearer sk-laptop\r\n\r\n";
     let usage: Value = serde_json::from_slice(&daemon.ask(request).body()).unwrap();
     let row = &usage["rows"][0];
-    assert_eq!((&row["session"], &row["key"]), (&json!("agent:main:main"), &json!("laptop")), "{usage}");
+    assert_eq!(
+        (&row["session"], &row["key"]),
+        (&json!("agent:main:main"), &json!("laptop")),
+        "{usage}"
+    );
     // This request is the last one of this minute; the next is refused at once.
     say(&mut laptop, "hello", "r3").unwrap();
     follow(&mut laptop, "r3");
@@ -323,7 +327,8 @@ fn a_chat_is_answered_from_the_cache_as_a_request_over_http_is() {
     });
     let mut client = operator(&daemon);
     for session in ["a", "b"] {
-        let params = json!({"sessionKey": session, "message": "the same", "idempotencyKey": session});
+        let params =
+            json!({"sessionKey": session, "message": "the same", "idempotencyKey": session});
         client.request("chat.send", params).unwrap();
         let (_, last) = follow(&mut client, session);
         assert_eq!((&last["state"], text_of(&last["message"])), (&json!("final"), "an answer"));

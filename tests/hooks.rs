@@ -47,7 +47,10 @@ fn a_hook_runs_a_turn_once_and_a_wake_tells_a_session() {
     let key = format!("{}idempotency-key: mail-7\r\n", bearer());
     for _ in 0..2 {
         let answer = post(&daemon, "/hooks/agent", &key, &body);
-        assert_eq!((answer.status(), value(&answer)), (200, json!({"ok": true, "runId": "mail-7"})));
+        assert_eq!(
+            (answer.status(), value(&answer)),
+            (200, json!({"ok": true, "runId": "mail-7"}))
+        );
     }
     loop {
         let event = client.next_event("chat");
@@ -123,7 +126,10 @@ fn without_a_token_there_are_no_hooks_and_too_many_wrong_ones_lock_out() {
     }
     let answer = post(&daemon, "/hooks/wake", &bearer(), &body);
     assert_eq!((answer.status(), answer.header("retry-after")), (429, Some("1")));
-    assert_eventually!(post(&daemon, "/hooks/wake", &bearer(), &body).status() == 200, "locked out");
+    assert_eventually!(
+        post(&daemon, "/hooks/wake", &bearer(), &body).status() == 200,
+        "locked out"
+    );
 
     let sandbox = Sandbox::new();
     let daemon = Daemon::start(&sandbox, &Conf::new());

@@ -60,6 +60,7 @@ fn stays(limit: &str, owner: &str) -> bool {
         "nodes.idempotency_max",
         "nodes.pairings_max",
         "nodes.presence_max",
+        "nodes.runs_kept_max",
         "nodes.sessions_max",
         "nodes.idempotency_bytes",
         "nodes.idempotency_max",

@@ -344,7 +344,7 @@ mod tests {
 
     #[test]
     fn wrong_tokens_lock_an_address_out_for_a_while_and_no_other() {
-        let (hooks, now) = (Hooks::new(&Registry::default(), 2), Instant::now());
+        let (hooks, now) = (Hooks::new(&Registry::default(), 2), clock::now());
         let open = |token: Option<&str>, last: u8, now| {
             let address = IpAddr::from([192, 0, 2, last]);
             let opened = hooks.open(&settings(), token.map(str::as_bytes), address, now);

@@ -9,6 +9,7 @@ mod nodes;
 mod pairing;
 mod sessions;
 mod sleeping;
+mod spent;
 mod system;
 mod usage;
 mod wake;
@@ -156,6 +157,7 @@ const TABLE: &[&[Method]] = &[
     sessions::METHODS,
     sleeping::METHODS,
     system::METHODS,
+    spent::METHODS,
     usage::METHODS,
     wake::METHODS,
 ];

@@ -123,7 +123,7 @@ pub struct Delta {
 }
 
 /// A run under way.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Run {
     listener: Listener,
     status: Option<u16>,
@@ -142,26 +142,6 @@ pub struct Run {
     told_at: Option<Instant>,
     pending_since: Option<Instant>,
     heard: Vec<Heard>,
-}
-
-impl Default for Run {
-    fn default() -> Self {
-        Run {
-            listener: Listener::default(),
-            status: None,
-            refusal: Vec::new(),
-            text: String::new(),
-            thinking: String::new(),
-            usage: None,
-            finish: None,
-            told: 0,
-            told_thinking: 0,
-            told_whole: 0,
-            told_at: None,
-            pending_since: None,
-            heard: Vec::new(),
-        }
-    }
 }
 
 impl Run {
@@ -262,6 +242,7 @@ impl Run {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::base::clock;
 
     fn text(said: &str) -> String {
         let delta = serde_json::json!({"choices": [{"index": 0, "delta": {"content": said}}]});
@@ -272,7 +253,7 @@ mod tests {
 
     #[test]
     fn the_first_words_go_out_at_once_and_others_are_collected() {
-        let (mut run, start) = (Run::default(), Instant::now());
+        let (mut run, start) = (Run::default(), clock::now());
         assert_eq!(run.due(), None);
         assert_eq!(run.feed(200, text("a").as_bytes(), start), None);
         assert_eq!(run.due(), Some(start));
@@ -297,7 +278,7 @@ mod tests {
 
     #[test]
     fn the_whole_text_is_told_so_seldom_that_it_adds_up_to_some_times_itself() {
-        let (mut run, now) = (Run::default(), Instant::now());
+        let (mut run, now) = (Run::default(), clock::now());
         let mut whole = 0;
         for _ in 0..10_000 {
             run.feed(200, text("0123456789abcdef0123456789abcdef").as_bytes(), now);
@@ -311,7 +292,7 @@ mod tests {
 
     #[test]
     fn what_breaks_is_never_a_good_end() {
-        let now = Instant::now();
+        let now = clock::now();
         let failed = |ended: Ended| match ended {
             Ended::Failed { message, kind, status } => (message, kind, status),
             other => panic!("{other:?}"),
@@ -345,7 +326,7 @@ mod tests {
 
     #[test]
     fn an_answer_has_a_bound_and_thinking_too() {
-        let (mut run, now) = (Run::default(), Instant::now());
+        let (mut run, now) = (Run::default(), clock::now());
         let piece = text(&"x".repeat(64 * 1024));
         let ended = (0..17).find_map(|_| run.feed(200, piece.as_bytes(), now));
         assert!(matches!(ended, Some(Ended::Failed { .. })), "{ended:?}");

@@ -268,18 +268,18 @@ impl Runs {
         reply: Reply,
         until: Option<Instant>,
         last_word: bool,
-    ) -> Result<(), (Reply, Refusal)> {
+    ) -> Result<(), Box<(Reply, Refusal)>> {
         if let Err(refusal) = self.ensure_thread() {
-            return Err((reply, refusal));
+            return Err(Box::new((reply, refusal)));
         }
         let waiter = Waiter { run: id.clone(), reply, last_word, until };
         let waits = self.state.with(|state| {
             if state.table.run(id).is_none() {
-                return Err((waiter, Refusal::invalid("agent run was not found")));
+                return Err(Box::new((waiter, Refusal::invalid("agent run was not found"))));
             }
             state.table.wait(waiter)
         });
-        waits.map_err(|(waiter, refusal)| (waiter.reply, refusal))?;
+        waits.map_err(|back| Box::new((back.0.reply, back.1)))?;
         self.ring();
         Ok(())
     }

@@ -267,7 +267,11 @@ fn new_id() -> Arc<str> {
 
 /// The first bytes of a text, at a character's end.
 pub fn clip(text: &str, bytes_max: usize) -> &str {
-    &text[..text.floor_char_boundary(bytes_max)]
+    let mut end = bytes_max.min(text.len());
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    &text[..end]
 }
 
 /// A text on one line, cut at this many characters.

@@ -79,7 +79,8 @@ fn agent(call: &Call<'_>) -> Outcome {
             "runId": &*id.id, "status": "accepted", "acceptedAt": now_ms(), "sessionKey": key,
         });
         call.later().send(&Ok(frame::text(&answer)));
-        if let Err((reply, refusal)) = runs.wait(&id, call.later(), None, true) {
+        if let Err(back) = runs.wait(&id, call.later(), None, true) {
+            let (reply, refusal) = *back;
             reply.send(&Err(refusal));
         }
     };
@@ -91,7 +92,8 @@ fn agent(call: &Call<'_>) -> Outcome {
             call.later().send(&Ok(frame::text(&answer)));
             match runs.wait(&id, call.later(), None, true) {
                 Ok(()) => Ok(Done::Later),
-                Err((reply, refusal)) => {
+                Err(back) => {
+                    let (reply, refusal) = *back;
                     reply.send(&Err(refusal));
                     Ok(Done::Later)
                 }
@@ -121,7 +123,8 @@ fn wait(call: &Call<'_>) -> Outcome {
     let time = millis(params.timeout_ms).unwrap_or(WAIT).min(WAIT_MAX);
     match runs.wait(&id, call.later(), Some(clock::now() + time), false) {
         Ok(()) => Ok(Done::Later),
-        Err((reply, refusal)) => {
+        Err(back) => {
+            let (reply, refusal) = *back;
             // It may have ended between the two looks.
             let outcome = over(&id).map_or(Err(refusal), |kept| {
                 Ok(frame::text(&outcome(&id.id, &kept.ended, kept.started_ms, kept.ended_ms)))

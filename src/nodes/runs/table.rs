@@ -368,11 +368,11 @@ impl Table {
     ///
     /// # Errors
     /// `UNAVAILABLE` when too many do.
-    pub fn wait(&mut self, waiter: Waiter) -> Result<(), (Waiter, Refusal)> {
+    pub fn wait(&mut self, waiter: Waiter) -> Result<(), Box<(Waiter, Refusal)>> {
         if self.waiters.len() as u64 >= self.waiting.max() {
             self.waiting.refuse();
             let text = "too many requests wait for runs; try again shortly";
-            return Err((waiter, Refusal::unavailable(text)));
+            return Err(Box::new((waiter, Refusal::unavailable(text))));
         }
         self.waiters.push(waiter);
         self.waiting.set_now(self.waiters.len() as u64);

@@ -250,6 +250,7 @@ impl End<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::base::clock;
     use crate::base::metrics::{Limit, Registry};
     use crate::net::websocket::Bell;
     use crate::nodes::outbox::{Bounds, Item, Outbox};
@@ -307,7 +308,7 @@ mod tests {
 
     #[test]
     fn who_misses_a_delta_gets_the_whole_next_time_and_who_is_late_too() {
-        let now = Instant::now();
+        let now = clock::now();
         let mine = peer(1, "laptop", Role::Operator, 4, Scopes::USE);
         let mut audience = Audience::new(&session());
         audience.adopt(vec![Arc::clone(&mine)], &session(), false, now);
@@ -347,7 +348,7 @@ mod tests {
     fn an_end_says_which() {
         let mine = peer(1, "laptop", Role::Operator, 4, Scopes::USE);
         let mut audience = Audience::new(&session());
-        audience.adopt(vec![Arc::clone(&mine)], &session(), false, Instant::now());
+        audience.adopt(vec![Arc::clone(&mine)], &session(), false, clock::now());
         let usage = Some(crate::llm::Usage { input: 3, output: 1, ..Default::default() });
         let message = Message::user("hi", Vec::new(), &"r".into(), 1);
         let said = Some(("s:1".to_owned(), 1, &message));

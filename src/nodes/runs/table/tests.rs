@@ -1,4 +1,5 @@
 use super::*;
+use crate::base::clock;
 use crate::base::metrics::{Limit, Registry};
 use crate::net::service::Caller;
 use crate::nodes::runs::turn::run_id;
@@ -52,7 +53,7 @@ fn said(text: &str) -> Vec<u8> {
 
 #[test]
 fn runs_of_a_session_go_one_after_the_other_and_those_of_others_beside_them() {
-    let (mut table, now) = (table(4), Instant::now());
+    let (mut table, now) = (table(4), clock::now());
     assert_eq!(admit(&mut table, turn("a", "main"), now), "begin");
     assert_eq!(admit(&mut table, turn("b", "main"), now), "queued");
     assert_eq!(admit(&mut table, turn("c", "main"), now), "queued");
@@ -81,7 +82,7 @@ fn runs_of_a_session_go_one_after_the_other_and_those_of_others_beside_them() {
 
 #[test]
 fn a_message_that_is_too_large_to_wait_is_refused_and_one_that_interrupts_stops_the_other() {
-    let (mut table, now) = (table(4), Instant::now());
+    let (mut table, now) = (table(4), clock::now());
     assert_eq!(admit(&mut table, turn("a", "main"), now), "begin");
     let large = Turn { text: "x".repeat(10_001), ..turn("b", "main") };
     assert_eq!(admit(&mut table, large, now), "UNAVAILABLE");
@@ -93,7 +94,7 @@ fn a_message_that_is_too_large_to_wait_is_refused_and_one_that_interrupts_stops_
 
 #[test]
 fn an_abort_of_a_session_ends_what_runs_and_what_waits() {
-    let (mut table, now) = (table(4), Instant::now());
+    let (mut table, now) = (table(4), clock::now());
     for name in ["a", "b", "c"] {
         admit(&mut table, turn(name, "main"), now);
     }
@@ -123,7 +124,7 @@ fn an_abort_of_a_session_ends_what_runs_and_what_waits() {
 
 #[test]
 fn an_answer_to_what_was_reset_meanwhile_is_not_put_into_the_new_conversation() {
-    let (mut table, now) = (table(4), Instant::now());
+    let (mut table, now) = (table(4), clock::now());
     admit(&mut table, turn("a", "main"), now);
     table.compose(&id("a")).unwrap();
     table.started(&id("a"), now, 2).unwrap();
@@ -138,7 +139,7 @@ fn an_answer_to_what_was_reset_meanwhile_is_not_put_into_the_new_conversation() 
 
 #[test]
 fn what_happened_is_told_with_the_next_turn_or_the_one_after_when_that_fails() {
-    let (mut table, now) = (table(4), Instant::now());
+    let (mut table, now) = (table(4), clock::now());
     let session = turn("a", "main").session;
     table.sessions.open(&session, 1).unwrap().tell("it rains");
     admit(&mut table, turn("a", "main"), now);
