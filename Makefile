@@ -76,6 +76,7 @@ install:
 	  "$(DESTDIR)$(DOCDIR)" "$(DESTDIR)$(UNITDIR)" "$(DESTDIR)$(SYSCONFDIR)/tidegate"
 	install -m 0755 $(PROGRAM) "$(DESTDIR)$(BINDIR)/tidegate"
 	install -m 0644 man/tidegate.toml.5 "$(DESTDIR)$(MANDIR)/man5/tidegate.toml.5"
+	install -m 0644 man/tidegate-nodes.7 "$(DESTDIR)$(MANDIR)/man7/tidegate-nodes.7"
 	install -m 0644 man/tidegate-runbook.7 "$(DESTDIR)$(MANDIR)/man7/tidegate-runbook.7"
 	install -m 0644 man/tidegate.8 "$(DESTDIR)$(MANDIR)/man8/tidegate.8"
 	install -m 0644 conf/tidegate.full.toml "$(DESTDIR)$(DOCDIR)/tidegate.full.toml"

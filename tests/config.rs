@@ -253,6 +253,7 @@ fn install_puts_its_paths_in_and_keeps_a_configuration_that_exists() {
         "\nExecStart=/opt/tide/bin/tidegate run --config /opt/etc/tidegate/tidegate.toml\n"
     ));
     assert!(at("opt/tide/share/man/man7/tidegate-runbook.7").exists());
+    assert!(at("opt/tide/share/man/man7/tidegate-nodes.7").exists());
     let page = fs::read_to_string(at("opt/tide/share/man/man8/tidegate.8")).unwrap();
     assert!(page.contains("/opt/tide/share/doc/tidegate/tidegate.full.toml"));
     assert!(!at("opt/tide/share/man/man8/tidegate.8.orig").exists());

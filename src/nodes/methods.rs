@@ -11,6 +11,8 @@ mod sessions;
 mod sleeping;
 mod spent;
 mod system;
+#[cfg(test)]
+mod page;
 mod usage;
 mod wake;
 pub mod config;
