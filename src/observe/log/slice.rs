@@ -78,8 +78,9 @@ fn mark(number: u64) -> u64 {
 /// When a file cannot be read.
 pub fn read(folder: &Path, ask: &Ask) -> io::Result<Slice> {
     let file = match File::open(folder.join(CURRENT_NAME)) {
+        // In the middle of a rotation there is none: whoever asks comes again, with what he has.
         Err(e) if e.kind() == io::ErrorKind::NotFound => {
-            return Ok(Slice { reset: ask.cursor.is_some(), ..Slice::default() });
+            return Ok(Slice { cursor: ask.cursor.unwrap_or(0), ..Slice::default() });
         }
         file => file?,
     };
@@ -235,6 +236,8 @@ mod tests {
         let at = |name: &str| folder.path().join(name);
         let none = read(folder.path(), &ALL).unwrap();
         assert_eq!(none, Slice::default());
+        let between = read(folder.path(), &ask(77)).unwrap();
+        assert_eq!((between.cursor, between.reset), (77, false), "in the middle of a rotation");
         fs::write(at(CURRENT_NAME), "a\nb\n").unwrap();
         let first = read(folder.path(), &ALL).unwrap();
         assert_eq!((first.lines.join(","), first.size, first.reset), ("a,b".into(), 4, false));
