@@ -392,7 +392,9 @@ struct Figures {
     count: usize,
     paired: Duration,
     connected: Duration,
-    /// Memory of each, resident and anonymous, in KiB: idle, and after the large messages.
+    /// Memory of each, resident and anonymous, in KiB: of a paired device, and on top of it of its
+    /// connection, idle and after the large messages.
+    kept: (f64, f64),
     idle: (f64, f64),
     after: (f64, f64),
     fan_out_50: Duration,
@@ -415,8 +417,9 @@ impl Figures {
             format!("{resident:.1} KiB resident, {anonymous:.1} KiB of it anonymous")
         };
         let rows = [
-            ("memory each, connected and idle", kib(self.idle)),
-            ("memory each, after 8 MiB to and from each tenth", kib(self.after)),
+            ("memory of each paired device", kib(self.kept)),
+            ("memory of each connection on top, idle", kib(self.idle)),
+            ("the same after 8 MiB to and from each tenth", kib(self.after)),
             (
                 "a chat's end to as many operators, p50 and slowest",
                 pair(ms(self.fan_out_50), ms(self.fan_out_max)),
@@ -454,10 +457,13 @@ fn measure(rig: &mut Rig, full: bool, tick: Duration) -> Figures {
     let begun = Instant::now();
     rig.pair_all();
     let paired = begun.elapsed();
+    // Devices are kept whether they are there or not: connections come on top of them.
+    let base = rig.memory(settle);
+    let kept = base.each(before, count);
     let begun = Instant::now();
     rig.connect_all();
     let connected = begun.elapsed();
-    let idle = rig.memory(settle).each(before, count);
+    let idle = rig.memory(settle).each(base, count);
 
     rig.push(Duration::from_secs(if full { 20 } else { 2 }), &mut random);
     let (push_50, push_99) = (percentile(&mut rig.pushed, 0.5), percentile(&mut rig.pushed, 0.99));
@@ -479,7 +485,7 @@ fn measure(rig: &mut Rig, full: bool, tick: Duration) -> Figures {
         rig.settle();
     }
     let settle = if full { Duration::from_secs(45) } else { short };
-    let after = rig.memory(settle).each(before, count);
+    let after = rig.memory(settle).each(base, count);
 
     // As many operators: each hears of every chat.
     rig.fleet.drop_all();
@@ -500,6 +506,7 @@ fn measure(rig: &mut Rig, full: bool, tick: Duration) -> Figures {
         count,
         paired,
         connected,
+        kept,
         idle,
         after,
         fan_out_50,
