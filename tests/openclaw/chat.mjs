@@ -142,13 +142,15 @@ export const checks = {
     assert.equal(nobody.gatewayCode, "INVALID_REQUEST");
   },
 
-  async "sessions are listed with what was said last"(room) {
+  async "sessions are listed with what was said last, and their usage is told"(room) {
     const peer = await keyed(room);
     const run = await say(peer, "count these five words", { sessionKey: "counted" });
     await run.end();
     const { sessions } = await peer.request("sessions.list", { includeLastMessage: true });
     const row = sessions.find((session) => session.key.includes("counted"));
     assert.ok(row, JSON.stringify(sessions));
+    const usage = await peer.request("sessions.usage", { key: row.key });
+    assert.ok(Array.isArray(usage.sessions) && usage.totals, JSON.stringify(usage).slice(0, 400));
   },
 
   async "who subscribes to sessions hears that they change"(room) {

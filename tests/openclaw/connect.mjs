@@ -47,7 +47,7 @@ export const checks = {
     holds(hello.features.methods, [
       "health", "status", "system-presence", "node.list", "node.describe", "node.invoke", "node.pair.list",
       "device.pair.list", "device.pair.approve", "models.list", "chat.send", "chat.history", "chat.abort",
-      "sessions.list", "usage.status", "usage.cost", "logs.tail", "config.get", "config.set",
+      "sessions.list", "sessions.usage", "usage.status", "usage.cost", "logs.tail", "config.get", "config.set",
       "config.patch", "config.apply", "config.schema", "wake", "agent", "agent.wait",
     ]);
     assert.ok(hello.snapshot.uptimeMs >= 0 && Array.isArray(hello.snapshot.presence));
