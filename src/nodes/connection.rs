@@ -53,8 +53,9 @@ pub(super) struct Connection {
 }
 
 impl Connection {
-    /// Runs it to its end. Whatever happens, what it held is given back, and everybody is told.
-    pub(super) fn run(mut self, beat: &Beat) {
+    /// Runs it to its end. Whatever happens, what it held is given back, and everybody is told. It is
+    /// boxed since it would be on its thread's stack more than once otherwise.
+    pub(super) fn run(mut self: Box<Self>, beat: &Beat) {
         let began = clock::now();
         let ran = catch_unwind(AssertUnwindSafe(|| self.live(beat)));
         let end = ran.unwrap_or_else(|_| {

@@ -150,7 +150,7 @@ impl Nodes {
             tick: settings.tick_interval,
             write: settings.write_timeout,
         };
-        let connection = Connection {
+        let connection = Box::new(Connection {
             nodes: Arc::clone(self),
             line: Arc::clone(&line),
             socket: WebSocket::new(upgraded, bell, of_socket, total),
@@ -159,13 +159,13 @@ impl Nodes {
             payload_max: settings.payload_max as u64,
             held: limits.buffered_total.nothing(),
             waits: false,
-        };
+        });
         self.start(connection, ticket, number).map_err(short)
     }
 
     fn start(
         self: &Arc<Self>,
-        connection: Connection,
+        connection: Box<Connection>,
         ticket: Ticket,
         number: u64,
     ) -> std::io::Result<()> {
@@ -203,7 +203,7 @@ impl Nodes {
         self.counts().welcomed.inc();
         log::info!(
             conn = &*peer.conn, peer = peer.address.to_string(), role = who.role.as_str(),
-            how:? = who.how, account = who.account.as_deref().unwrap_or_default(),
+            how = who.how.as_str(), account = who.account.as_deref().unwrap_or_default(),
             client = &*who.client.id, mode = &*who.client.mode, protocol = who.protocol;
             "node_connected"
         );

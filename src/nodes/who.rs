@@ -165,6 +165,19 @@ pub enum How {
     Device,
 }
 
+impl How {
+    /// The word in the log.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            How::Open => "open",
+            How::Key => "key",
+            How::Token => "token",
+            How::Password => "password",
+            How::Device => "device",
+        }
+    }
+}
+
 /// What a client says of itself. Claims, cut to a length, never believed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[expect(missing_docs, reason = "as in `connect`")]

@@ -30,9 +30,9 @@ use crate::net::settings::BODY_RATE_GRACE;
 use life::Window;
 use out::Out;
 
-/// Bytes asked for in one read while no message is on its way: a short frame comes whole, and the
-/// stack of an idle connection stays small.
-const READ_BYTES: usize = 1024;
+/// Bytes asked for in one read while no message is on its way: a ping or a short request comes whole,
+/// and the stack of a connection stays within two pages, which is most of what an idle one costs.
+const READ_BYTES: usize = 256;
 
 /// Most bytes read between two waits: the clocks of the connection want to be looked at.
 const READ_AT_ONCE_MAX: usize = 1024 * 1024;
