@@ -186,9 +186,9 @@ impl Rig {
             } else {
                 self.answers.insert(id, answer);
             }
-        } else if head.contains("\"event\":\"shutdown\"") {
-            self.heard.push(came.at);
-        } else if head.contains("\"event\":\"chat\"") && text.contains("\"state\":\"final\"") {
+        } else if head.contains("\"event\":\"shutdown\"")
+            || head.contains("\"event\":\"chat\"") && text.contains("\"state\":\"final\"")
+        {
             self.heard.push(came.at);
         }
     }

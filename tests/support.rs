@@ -1,6 +1,7 @@
 //! What every test uses: a folder of its own, the daemon, a client that sees bytes, and upstreams
 //! that misbehave as told.
 
+use std::cell::Cell;
 use std::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
 
@@ -55,19 +56,48 @@ macro_rules! assert_eventually {
 static MACHINE: RwLock<()> = RwLock::new(());
 
 /// A test's share of the machine; held by its [`sandbox::Sandbox`].
-pub enum Share {
+pub struct Share {
+    /// None for a second sandbox of the same test: to wait for its own share again would be to wait for
+    /// ever, once somebody waits to be alone.
+    _held: Option<Held>,
+}
+
+#[expect(dead_code, reason = "held for their drop")]
+enum Held {
     /// With others.
-    Shared(#[expect(dead_code, reason = "held for its drop")] RwLockReadGuard<'static, ()>),
+    Shared(RwLockReadGuard<'static, ()>),
     /// Alone.
-    Alone(#[expect(dead_code, reason = "held for its drop")] RwLockWriteGuard<'static, ()>),
+    Alone(RwLockWriteGuard<'static, ()>),
+}
+
+thread_local! {
+    /// Shares of the machine that this thread's test has.
+    static SHARES: Cell<usize> = const { Cell::new(0) };
 }
 
 impl Share {
     fn shared() -> Self {
-        Share::Shared(MACHINE.read().unwrap_or_else(|poisoned| poisoned.into_inner()))
+        Share::first(|| {
+            Held::Shared(MACHINE.read().unwrap_or_else(|poisoned| poisoned.into_inner()))
+        })
     }
 
     fn alone() -> Self {
-        Share::Alone(MACHINE.write().unwrap_or_else(|poisoned| poisoned.into_inner()))
+        Share::first(|| {
+            Held::Alone(MACHINE.write().unwrap_or_else(|poisoned| poisoned.into_inner()))
+        })
+    }
+
+    fn first(take: impl FnOnce() -> Held) -> Self {
+        let before = SHARES.get();
+        let share = Share { _held: (before == 0).then(take) };
+        SHARES.set(before + 1);
+        share
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        SHARES.set(SHARES.get() - 1);
     }
 }

@@ -1,4 +1,4 @@
-//! `usage.cost`, `sessions.usage` and `usage.status`: the figures of `GET /usage` in the protocol's shapes. What is not
+//! `usage.cost` and `usage.status`: the figures of `GET /usage` in the protocol's shapes. What is not
 //! one's own is for administrators.
 //!
 //! A price that nobody said is missing, not zero: `totalCost` is `null` when nothing of a row has a
@@ -11,8 +11,7 @@ use super::{Call, Done, Method, Needs, Outcome};
 use crate::base::clock;
 use crate::base::time_format::rfc3339;
 use crate::base::time_parse;
-use crate::llm::usage::{SECONDS_PER_DAY, SessionRow, Sums};
-use crate::nodes::health::AGENT;
+use crate::llm::usage::{SECONDS_PER_DAY, Sums};
 use crate::nodes::host::UsageDay;
 use crate::nodes::idempotency::Begun;
 use crate::nodes::refusal::Refusal;
@@ -20,7 +19,6 @@ use crate::nodes::who::{Identity, Scope};
 
 pub(super) const METHODS: &[Method] = &[
     Method { name: "usage.cost", needs: Needs::Scope(Scope::Read), run: cost },
-    Method { name: "sessions.usage", needs: Needs::Scope(Scope::Read), run: sessions },
     Method { name: "usage.status", needs: Needs::Scope(Scope::Read), run: status },
 ];
 
@@ -38,7 +36,7 @@ pub(super) fn account_of(who: &Identity) -> Option<&str> {
 
 #[derive(Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
-struct Params {
+pub(super) struct Params {
     /// A number, or one as a text.
     days: Option<Value>,
     range: Option<String>,
@@ -48,12 +46,12 @@ struct Params {
 
 /// Days since 1970, both included; no first one is since ever.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Period {
-    first: Option<u64>,
-    last: u64,
+pub(super) struct Period {
+    pub(super) first: Option<u64>,
+    pub(super) last: u64,
 }
 
-fn period(params: &Params, today: u64) -> Result<Period, Refusal> {
+pub(super) fn period(params: &Params, today: u64) -> Result<Period, Refusal> {
     let wrong = |text: &'static str| Refusal::invalid(format!("invalid usage.cost params: {text}"));
     let day = |text: &str| {
         let seconds = time_parse::unix_seconds(&format!("{text}T00:00:00Z"));
@@ -85,7 +83,7 @@ fn period(params: &Params, today: u64) -> Result<Period, Refusal> {
 }
 
 /// `2026-11-22`.
-fn day_text(day: u64) -> String {
+pub(super) fn day_text(day: u64) -> String {
     let since = std::time::Duration::from_secs(day.saturating_mul(SECONDS_PER_DAY));
     let time = std::time::UNIX_EPOCH.checked_add(since).unwrap_or(std::time::UNIX_EPOCH);
     let mut text = rfc3339(time, 0);
@@ -135,77 +133,6 @@ fn report(rows: &[UsageDay], period: Period) -> Value {
         "timeZone": "UTC",
         "daily": daily,
         "totals": figures(Map::new(), &totals),
-    })
-}
-
-#[derive(Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-struct SessionsParams {
-    key: Option<String>,
-    limit: Option<u64>,
-    #[serde(flatten)]
-    period: Params,
-}
-
-/// Sessions that are told when nobody says how many (the protocol's), and at most.
-const SESSIONS: (usize, usize) = (50, 1000);
-
-/// Sessions have no sums by day: those that were used in the period are told, each with all it used.
-fn sessions(call: &Call<'_>) -> Outcome {
-    let params: SessionsParams = call.params()?;
-    let period = period(&params.period, clock::unix().as_secs() / SECONDS_PER_DAY)?;
-    let rows = call.nodes.parts().tables.usage_of_sessions(account_of(call.who));
-    let most = params.limit.and_then(|limit| usize::try_from(limit).ok());
-    let most = most.unwrap_or(SESSIONS.0).clamp(1, SESSIONS.1);
-    Done::json(&sessions_report(rows, period, params.key.as_deref(), most))
-}
-
-fn sessions_report(
-    mut rows: Vec<SessionRow>,
-    period: Period,
-    key: Option<&str>,
-    most: usize,
-) -> Value {
-    rows.retain(|row| {
-        let day = row.last / SECONDS_PER_DAY;
-        let within = period.first.is_none_or(|first| day >= first) && day <= period.last;
-        // What names no session has no row that could be told.
-        within && row.name.as_deref().is_some_and(|name| key.is_none_or(|key| key == name))
-    });
-    rows.sort_by_key(|row| std::cmp::Reverse(row.last));
-    rows.truncate(most);
-    let mut totals = Sums::default();
-    let listed: Vec<Value> = rows
-        .iter()
-        .filter_map(|row| {
-            let name = row.name.as_deref()?;
-            totals.add(&row.sums);
-            Some(json!({
-                "key": name,
-                "agentId": AGENT,
-                "updatedAt": row.last.saturating_mul(1000),
-                "usage": figures(Map::new(), &row.sums),
-            }))
-        })
-        .collect();
-    let first = period.first.unwrap_or_else(|| {
-        rows.iter().map(|row| row.last / SECONDS_PER_DAY).min().unwrap_or(period.last)
-    });
-    let totals = figures(Map::new(), &totals);
-    json!({
-        "updatedAt": unix_ms(),
-        "startDate": day_text(first),
-        "endDate": day_text(period.last),
-        "sessions": listed,
-        "totals": totals,
-        "aggregates": {
-            "messages": {
-                "total": 0, "user": 0, "assistant": 0, "toolCalls": 0, "toolResults": 0, "errors": 0,
-            },
-            "tools": {"totalCalls": 0, "uniqueTools": 0, "tools": []},
-            "byModel": [], "byProvider": [], "byChannel": [], "daily": [],
-            "byAgent": [{"agentId": AGENT, "totals": totals}],
-        },
     })
 }
 
@@ -311,47 +238,5 @@ mod tests {
         assert_eq!(totals["totalCost"], json!(1.500_007));
         let none = report(&[], Period { first: Some(19_971), last: 20_000 });
         assert_eq!((&none["days"], &none["totals"]["totalCost"]), (&json!(30), &json!(0.0)));
-    }
-
-    #[test]
-    fn sessions_are_told_the_last_used_first_and_what_names_none_is_left_out() {
-        let row = |name: Option<&str>, last: u64| SessionRow {
-            who: crate::llm::usage::Who::Nobody,
-            name: name.map(Into::into),
-            others: false,
-            last: last * SECONDS_PER_DAY,
-            sums: Sums { requests: 1, input: 3, output: 2, unpriced: 1, ..Sums::default() },
-        };
-        let rows = vec![
-            row(Some("a"), 19_990),
-            row(Some("b"), 19_995),
-            row(None, 20_000),
-            row(Some("c"), 100),
-        ];
-        let period = Period { first: Some(19_971), last: 20_000 };
-        let told = sessions_report(rows.clone(), period, None, 50);
-        let keys: Vec<&str> = told["sessions"]
-            .as_array()
-            .unwrap()
-            .iter()
-            .map(|s| s["key"].as_str().unwrap())
-            .collect();
-        assert_eq!(keys, ["b", "a"]);
-        assert_eq!(
-            (&told["totals"]["requests"], &told["totals"]["totalCost"]),
-            (&json!(2), &Value::Null)
-        );
-        assert_eq!(
-            (&told["startDate"], &told["endDate"]),
-            (&json!("2024-09-05"), &json!("2024-10-04"))
-        );
-        let one = sessions_report(rows.clone(), period, Some("a"), 50);
-        assert_eq!(one["sessions"][0]["updatedAt"], 19_990_u64 * SECONDS_PER_DAY * 1000);
-        let ever = sessions_report(rows, Period { first: None, last: 20_000 }, None, 1);
-        assert_eq!(ever["sessions"].as_array().unwrap().len(), 1);
-        assert_eq!(
-            (&ever["sessions"][0]["key"], &ever["startDate"]),
-            (&json!("b"), &json!("2024-09-29"))
-        );
     }
 }

@@ -276,9 +276,7 @@ impl Client {
         let stop = Arc::clone(&over);
         let listen = move || {
             while !stop.load(Ordering::Relaxed) {
-                if let Err(fault) = self.listen(Duration::from_millis(10)) {
-                    return Err(fault);
-                }
+                self.listen(Duration::from_millis(10))?;
             }
             Ok(self)
         };
