@@ -48,7 +48,7 @@ pub mod writes;
 #[cfg(test)]
 mod tests;
 
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
@@ -132,6 +132,8 @@ pub struct Nodes {
     lines: Lines,
     drain: Drain,
     pool: Pool,
+    /// Method threads in methods that may wait for the disk or the main loop.
+    waits: AtomicUsize,
     keeper: Keeper,
     shared: Shared,
 }
@@ -163,6 +165,7 @@ impl Nodes {
             lines: Lines::new(),
             drain: Drain::new(),
             pool: Pool::new(Arc::clone(&limits.jobs)),
+            waits: AtomicUsize::new(0),
             keeper: Keeper::new(),
             shared: Shared::new(&parts),
             config: ArcSwap::new(config),
@@ -288,6 +291,28 @@ impl Nodes {
         });
     }
 
+    /// Whether what let somebody in under these still does. To be asked once it can be dismissed.
+    fn valid(&self, who: &Identity, (config, secrets): (&Config, &Secrets)) -> bool {
+        let (now, ours) = (self.config(), self.secrets());
+        let name = who.account.as_deref().unwrap_or_default();
+        let same = match who.how {
+            How::Key => key(config, name) == key(&now, name),
+            How::Open => {
+                config.keys.is_empty() == now.keys.is_empty() && ours.still(secrets, who.how)
+            }
+            How::Token | How::Password | How::Device => ours.still(secrets, who.how),
+        };
+        now.nodes.enabled && same
+    }
+
+    /// The right of a method thread to wait for the disk or the main loop; none when half of them do.
+    fn may_wait(&self) -> Option<Waits<'_>> {
+        let before = self.waits.fetch_add(1, Relaxed);
+        // Dropped, it gives its place back.
+        let waits = Waits(&self.waits);
+        (before < jobs::THREADS / 2).then_some(waits)
+    }
+
     /// The way out begins: everybody is told, and closed within `time`. Nobody is let in any more.
     pub fn begin_drain(&self, time: Duration, restart: bool) {
         self.drain.begin();
@@ -407,6 +432,15 @@ impl Nodes {
 impl runs::tell::Peers for Weak<Nodes> {
     fn peers(&self) -> Vec<Arc<Peer>> {
         self.upgrade().map(|nodes| nodes.peers()).unwrap_or_default()
+    }
+}
+
+/// A method thread that may wait.
+struct Waits<'a>(&'a AtomicUsize);
+
+impl Drop for Waits<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Relaxed);
     }
 }
 

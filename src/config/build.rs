@@ -283,6 +283,10 @@ fn keys(raw: &Raw, report: &mut Report) -> Vec<Key> {
     let mut keys = Vec::with_capacity(raw.key.len());
     for (index, key) in raw.key.iter().enumerate().filter(|(_, key)| !key.sha256.is_empty()) {
         let place = format!("key.{index}");
+        if key.name == "nodes" || key.name == "-" || key.name.starts_with("device:") {
+            let text = format!("{} is an account of the gateway's own", shown(&key.name));
+            report.fault(&join(&place, "name"), text, "give it another name");
+        }
         let sha256 = secret::digest(&key.sha256).unwrap_or_else(|why| {
             report.fault(&join(&place, "sha256"), why, "make a key with tidegate key");
             [0; 32]

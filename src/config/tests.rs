@@ -186,3 +186,12 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_key_has_no_name_that_is_an_account_of_the_gateways_own() {
+    for name in ["nodes", "-", "device:0123456789ab"] {
+        let digest = "1".repeat(64);
+        let found = faults(&format!("[[key]]\nname = \"{name}\"\nsha256 = \"{digest}\"\n"));
+        assert!(found.len() == 1 && found[0].contains("account of the gateway's own"), "{found:?}");
+    }
+}

@@ -200,6 +200,12 @@ impl Lockouts {
         holder.seen.store(mark, Relaxed);
     }
 
+    /// A secret that is no key was right: likewise.
+    pub fn knows(&self, address: IpAddr, shown: &[u8], now: Instant) {
+        let until = now.checked_add(KNOWN_FOR);
+        self.known.with((address, self.print(shown)), now, |known| known.0 = until);
+    }
+
     /// Throws away what is over. To be called now and then.
     pub fn sweep(&self, now: Instant) {
         self.failures.sweep(now);

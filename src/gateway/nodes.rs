@@ -51,6 +51,12 @@ impl Host for Gateway {
         chain.is_none_or(|chain| chain.iter().any(|target| target.images))
     }
 
+    fn right(&self, shown: &str, address: IpAddr) {
+        if self.state.load().config.auth.failures_max > 0 {
+            self.lockouts.knows(address, shown.as_bytes(), clock::now());
+        }
+    }
+
     fn listens(&self, shown: &str, address: IpAddr) -> Result<(), Error> {
         if self.state.load().config.auth.failures_max == 0 {
             return Ok(());

@@ -22,7 +22,7 @@ use super::timing::{Due, Timing};
 const CLOSE_MAX: Duration = Duration::from_secs(5);
 
 /// When a message is handed over again that found no place.
-const RETRY: Duration = Duration::from_millis(5);
+const RETRY: Duration = Duration::from_millis(20);
 
 /// How long the thread may be silent beside its waits.
 pub(super) const SILENCE_MAX: Duration = Duration::from_secs(10);
@@ -50,6 +50,8 @@ pub(super) struct Connection {
     pub(super) held: Lease,
     /// A message that found no place with the method threads.
     pub(super) waits: bool,
+    /// By then a Close that waits behind what is unsent must be out.
+    pub(super) close_by: Option<Instant>,
 }
 
 impl Connection {
@@ -71,7 +73,7 @@ impl Connection {
         };
         self.line.peer.outbox().close_now(1000, "");
         self.nodes.ended(&self.line, why, code, reason, began);
-        if polite {
+        if polite && !self.line.is_cut() {
             self.socket.finish(clock::now() + CLOSE_MAX);
         }
     }
@@ -92,9 +94,16 @@ impl Connection {
             }
             self.keep_time(now)?;
             self.send()?;
+            if self.close_by.is_none() && self.line.peer.outbox().closed() {
+                self.close_by = Some(now + self.nodes.config().nodes.write_timeout);
+            }
+            if self.close_by.is_some_and(|by| by <= now) {
+                return self.close(Ended::Slow, 1008, "slow consumer");
+            }
             let reading = !self.line.busy();
             self.timing.deaf(!reading, now);
             let mut until = self.timing.next(now);
+            until = self.close_by.map_or(until, |by| until.min(by));
             if self.waits {
                 until = until.min(now + RETRY);
             }

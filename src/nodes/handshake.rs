@@ -268,6 +268,7 @@ impl Arrival<'_> {
         if let Some(token) = token {
             host.listens(token, address).map_err(refuse::secret)?;
             if secrets.token.is_some_and(|ours| ours.same(&Digest::of(token))) {
+                host.right(token, address);
                 return Ok(Way::Token);
             }
             match host.open(Some(token), address) {
@@ -282,6 +283,7 @@ impl Arrival<'_> {
         if let Some(password) = self.params.password().filter(|_| secrets.password.is_some()) {
             host.listens(password, address).map_err(refuse::secret)?;
             if secrets.password.is_some_and(|ours| ours.same(&Digest::of(password))) {
+                host.right(password, address);
                 return Ok(Way::Password);
             }
             host.failed(password, address);

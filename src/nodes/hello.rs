@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::frame::{self, Incoming};
-use super::handshake::{Context, Refused, Step, Welcome};
+use super::handshake::{Context, Refused, Secrets, Step, Welcome};
 use super::line::{Line, Message};
 use super::methods::{self, Needs};
 use super::outbox::Event;
@@ -16,6 +16,7 @@ use super::who::{Identity, Role, Scope};
 use super::{Nodes, health};
 use crate::base::clock;
 use crate::base::health::Phase;
+use crate::config::Config;
 
 /// When it makes sense to come again.
 const AGAIN: Duration = Duration::from_secs(1);
@@ -58,6 +59,10 @@ pub(super) fn message(nodes: &Arc<Nodes>, line: &Arc<Line>, message: &Message) {
     if peer.identity().is_none() {
         return first(nodes, line, &message.text);
     }
+    // It is being closed, perhaps since it may no longer ask: what it asks for now is not done.
+    if peer.outbox().closed() {
+        return;
+    }
     match Incoming::parse(&message.text) {
         Ok(Incoming::Request { id, method, params }) => {
             methods::run(nodes, peer, (&id, &method, params), message.came);
@@ -73,7 +78,8 @@ pub(super) fn message(nodes: &Arc<Nodes>, line: &Arc<Line>, message: &Message) {
 fn first(nodes: &Arc<Nodes>, line: &Arc<Line>, text: &str) {
     let peer = &line.peer;
     let Some(handshake) = line.handshake() else { return };
-    let secrets = nodes.secrets();
+    // Before anything is looked at: what changes from here on is found below.
+    let (config, secrets) = (nodes.config(), nodes.secrets());
     let context = Context {
         host: &*nodes.parts().host,
         devices: nodes.devices(),
@@ -86,7 +92,7 @@ fn first(nodes: &Arc<Nodes>, line: &Arc<Line>, text: &str) {
         None => handshake.step(text, &context),
     };
     let refused = match step {
-        Step::Welcome(welcome) => match welcomed(nodes, line, *welcome) {
+        Step::Welcome(welcome) => match welcomed(nodes, line, *welcome, (&config, &secrets)) {
             Ok(()) => return,
             Err(refused) => refused,
         },
@@ -132,7 +138,12 @@ fn early(nodes: &Nodes, text: &str) -> Option<Refused> {
 }
 
 /// Lets it in: from here on it gets events.
-fn welcomed(nodes: &Arc<Nodes>, line: &Arc<Line>, welcome: Welcome) -> Result<(), Refused> {
+fn welcomed(
+    nodes: &Arc<Nodes>,
+    line: &Arc<Line>,
+    welcome: Welcome,
+    seen: (&Config, &Secrets),
+) -> Result<(), Refused> {
     let Welcome { id, identity, auth, announce: events } = welcome;
     let peer = &line.peer;
     if let Some(account) = &identity.account {
@@ -156,6 +167,10 @@ fn welcomed(nodes: &Arc<Nodes>, line: &Arc<Line>, welcome: Welcome) -> Result<()
     // Its pairing may have been taken away since it was looked at: now it would be found.
     if !nodes.devices().stands(who) {
         peer.outbox().close(1008, "device pairing removed");
+    }
+    // Or what let it in: a reload dismisses those who are there, and it was not.
+    if !nodes.valid(who, seen) {
+        peer.outbox().close(1008, "credentials changed");
     }
     peer.outbox().wake();
     announce(nodes, &events);
@@ -217,7 +232,7 @@ fn hello(nodes: &Nodes, conn: &str, who: &Identity, auth: &Value) -> String {
 }
 
 /// How operators show who they are.
-fn auth_mode(config: &crate::config::Config) -> &'static str {
+fn auth_mode(config: &Config) -> &'static str {
     let nodes = &config.nodes;
     match (config.keys.is_empty() && nodes.token.is_none(), &nodes.password) {
         (false, _) => "token",

@@ -68,6 +68,12 @@ pub trait Host: Send + Sync + 'static {
         true
     }
 
+    /// A secret of this room was right from this address: here it goes on being right, whatever others
+    /// show.
+    fn right(&self, shown: &str, address: IpAddr) {
+        let _ = (shown, address);
+    }
+
     /// Whether secrets from this address are listened to now.
     ///
     /// # Errors

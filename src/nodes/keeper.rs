@@ -2,6 +2,7 @@
 //! times a second; the threads of connections that have ended are joined here.
 
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
@@ -108,7 +109,10 @@ fn run(room: &Weak<Nodes>, woken: &Receiver<()>, beat: &Beat) {
         let now = clock::now();
         beat.tick_at(now);
         let Some(nodes) = room.upgrade() else { return };
-        rounds.look(&nodes, now);
+        // A panic costs this look, and is told; what it was to do is done at the next.
+        if catch_unwind(AssertUnwindSafe(|| rounds.look(&nodes, now))).is_err() {
+            nodes.panicked();
+        }
         let pause = match (nodes.drain().on(), nodes.is_empty()) {
             (true, _) => DRAIN_LOOK,
             (false, true) => IDLE_LOOK,

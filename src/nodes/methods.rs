@@ -21,7 +21,7 @@ use std::cell::Cell;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -222,6 +222,14 @@ fn cut(name: &str) -> String {
 fn outcome(known: &Method, call: &Call<'_>) -> Option<Result<String, Refusal>> {
     if let Err(refusal) = allowed(known.needs, call.who) {
         return Some(Err(refusal));
+    }
+    // These write to the store or ask the main loop: they may hold some threads, and never all.
+    let slow = matches!(known.needs, Needs::Scope(Scope::Admin | Scope::Pairing))
+        && !known.name.ends_with(".list");
+    let waits = slow.then(|| call.nodes.may_wait());
+    if matches!(waits, Some(None)) {
+        let text = "other changes wait for the disk or the main loop; try again shortly";
+        return Some(Err(Refusal::unavailable(text).retry(Duration::from_secs(1))));
     }
     match (known.run)(call) {
         Ok(Done::Now(text)) => Some(Ok(text)),

@@ -68,6 +68,10 @@ impl Item {
 /// What an item costs beside its text, in bytes.
 const ITEM_BYTES: u64 = 96;
 
+/// So much of each connection never depends on the sum over all, in bytes: what others do not read
+/// closes nobody whose own queue is nearly empty. It adds at most `connections_max` times this.
+const FLOOR_BYTES: u64 = 1024;
+
 /// Places of the queue that are kept when it is empty.
 const ITEMS_KEPT: usize = 16;
 
@@ -106,7 +110,10 @@ pub struct Outbox {
 #[derive(Debug)]
 struct Inner {
     items: VecDeque<Item>,
-    /// The bytes that wait: a part of the sum over all connections, `nodes.buffered_total_max`.
+    /// The bytes that wait.
+    waiting: u64,
+    /// What of them is above the floor: a part of the sum over all connections,
+    /// `nodes.buffered_total_max`.
     bytes: Lease,
     /// The number of the last event.
     seq: u64,
@@ -117,7 +124,8 @@ impl Outbox {
     /// An empty one.
     pub fn new(bell: Bell, bounds: Bounds, total: &Arc<Limit>) -> Self {
         let (items, bytes) = (VecDeque::new(), total.nothing());
-        let inner = Locked::new(Rank::Leaf, Inner { items, bytes, seq: 0, closed: false });
+        let inner = Inner { items, waiting: 0, bytes, seq: 0, closed: false };
+        let inner = Locked::new(Rank::Leaf, inner);
         Outbox { inner, bell, bounds, dropped: AtomicU64::new(0) }
     }
 
@@ -167,6 +175,7 @@ impl Outbox {
             inner.closed = true;
             let old = std::mem::take(&mut inner.items);
             inner.items.push_back(Item::Close(code, reason));
+            inner.waiting = 0;
             inner.bytes.shrink_to(0);
             old
         });
@@ -178,8 +187,8 @@ impl Outbox {
     pub fn take(&self) -> Option<Item> {
         self.inner.with(|inner| {
             let item = inner.items.pop_front()?;
-            let bytes = inner.bytes.amount().saturating_sub(item.bytes());
-            inner.bytes.shrink_to(bytes);
+            inner.waiting = inner.waiting.saturating_sub(item.bytes());
+            inner.bytes.shrink_to(inner.waiting.saturating_sub(FLOOR_BYTES));
             if inner.items.is_empty() && inner.items.capacity() > ITEMS_KEPT {
                 inner.items = VecDeque::new();
             }
@@ -196,7 +205,7 @@ impl Outbox {
 
     /// Bytes that wait.
     pub fn bytes(&self) -> u64 {
-        self.inner.with(|inner| inner.bytes.amount())
+        self.inner.with(|inner| inner.waiting)
     }
 
     /// Whether nothing more is taken.
@@ -225,15 +234,20 @@ impl Outbox {
             }
             let (item, class, seq) = make(inner);
             inner.seq = seq;
-            let (waiting, bytes) = (inner.bytes.amount(), item.bytes());
+            let (waiting, bytes) = (inner.waiting, item.bytes());
             if class == Class::Telemetry && waiting > self.bounds.telemetry {
                 return (Put::Dropped, false);
             }
             // One that is larger than the bound goes alone: a message may be (`nodes.payload_max`).
             let over = waiting > 0 && waiting + bytes > self.bounds.bytes;
-            if over || !inner.bytes.grow(bytes) {
-                return (Put::Overfull, false);
+            let above = (waiting + bytes).saturating_sub(FLOOR_BYTES);
+            let more = above.saturating_sub(inner.bytes.amount());
+            if over || more > 0 && !inner.bytes.grow(more) {
+                // Telemetry is never a reason to close anybody.
+                let telemetry = class == Class::Telemetry;
+                return (if telemetry { Put::Dropped } else { Put::Overfull }, false);
             }
+            inner.waiting += bytes;
             inner.items.push_back(item);
             (Put::Taken, inner.items.len() == 1)
         });
@@ -319,6 +333,21 @@ mod tests {
         drop(one);
         assert_eq!(total.now(), 0);
         assert!(other.closed());
+    }
+
+    #[test]
+    fn what_others_do_not_read_costs_nobody_a_tick_and_telemetry_closes_nobody() {
+        let total = Limit::detached(4096);
+        let (slow, well) = (outbox(1 << 16, &total), outbox(1 << 16, &total));
+        assert_eq!(slow.frame("x".repeat(5000)), Put::Taken);
+        assert_eq!(well.event(event(Class::Telemetry, 100)), Put::Taken);
+        assert_eq!(well.frame("x".repeat(500)), Put::Taken);
+        assert_eq!(well.event(event(Class::Telemetry, 2000)), Put::Dropped);
+        assert!(!well.closed());
+        drop(slow);
+        assert_eq!(well.event(event(Class::Telemetry, 2000)), Put::Taken);
+        while well.take().is_some() {}
+        assert_eq!((well.bytes(), total.now()), (0, 0));
     }
 
     #[test]

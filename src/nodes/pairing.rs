@@ -31,7 +31,7 @@ use crate::store::{Stand, Store, devices};
 
 use super::peer::Peer;
 use super::tokens::{self, Digest};
-use super::who::{Identity, Role, Scopes};
+use super::who::{How, Identity, Role, Scopes};
 use table::{Asked, Fault, Row, Table};
 
 /// How long the store may take for what somebody waits for.
@@ -187,7 +187,10 @@ impl Devices {
     /// Whether a connection still stands on a pairing: true for one that never did.
     pub fn stands(&self, who: &Identity) -> bool {
         let (Some(id), true) = (&who.device, who.on_pairing()) else { return true };
-        self.table.with(|table| table.get(id).is_some_and(|d| d.grant(who.role).is_some()))
+        self.table.with(|table| {
+            let grant = table.get(id).and_then(|device| device.grant(who.role));
+            grant.is_some_and(|grant| who.how != How::Device || grant.token.is_some())
+        })
     }
 
     /// A device asks to be paired.

@@ -159,6 +159,7 @@ impl Nodes {
             payload_max: settings.payload_max as u64,
             held: limits.buffered_total.nothing(),
             waits: false,
+            close_by: None,
         });
         self.start(connection, ticket, number).map_err(short)
     }

@@ -258,6 +258,17 @@ impl Runs {
         stopped
     }
 
+    /// Forgets a session, in one step with the end of what runs or waits in it: a turn that came in
+    /// between would wait for ever. Whether there was one.
+    pub fn delete(&self, session: &SessionId) -> bool {
+        let gone = self.state.with(|state| {
+            state.table.stop_session(session, "delete");
+            state.table.sessions.remove(session)
+        });
+        self.ring();
+        gone.is_some()
+    }
+
     /// Answers when a run has ended, or when that is no longer waited for.
     ///
     /// # Errors
@@ -402,14 +413,15 @@ impl Runs {
         let said = self.state.with(|state| {
             let said = state.table.started(id, now, now_ms);
             let uid = state.table.run(id).map(|entry| Arc::clone(&entry.uid));
-            state.arriving.push((id.clone(), call, session.clone()));
             said.zip(uid)
         });
-        self.ring();
+        // What was asked is told before what is answered, which may be there already.
         if let Some(((seq, message), uid)) = said {
             self.said(&session, &uid, seq, &message);
         }
         self.session_changed(&session, "send", Some(id));
+        self.state.with(|state| state.arriving.push((id.clone(), call, session)));
+        self.ring();
         Ok(())
     }
 

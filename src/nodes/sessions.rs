@@ -65,10 +65,14 @@ impl SessionId {
     /// # Errors
     /// `INVALID_REQUEST` for no proper key, and for an agent that we do not have.
     pub fn parse(account: Option<&Arc<str>>, key: &str, admin: bool) -> Result<Self, Refusal> {
+        let written = key.trim();
         let key = canonical(key)?;
         if let Some(rest) = key.strip_prefix(FOREIGN).filter(|_| admin)
             && let Some((name, rest)) = whose(rest)
         {
+            // Keys have no case, names of accounts do: this one as it was written.
+            let at = FOREIGN.len() - (key.len() - written.len());
+            let name = written.get(at..at + name.len()).unwrap_or(name);
             let account = (name != "-").then(|| name.into());
             return Ok(SessionId { account, key: format!("agent:main:{rest}").into() });
         }
@@ -408,7 +412,7 @@ mod tests {
 
     #[test]
     fn others_sessions_have_keys_of_their_own_and_only_for_administrators() {
-        for account in [None, Some("laptop"), Some("device:0123456789ab")] {
+        for account in [None, Some("laptop"), Some("Laptop"), Some("device:0123456789ab")] {
             let theirs = id(account, "trip:a", false).unwrap();
             assert_eq!(theirs.shown_to(account), "agent:main:trip:a");
             let shown = theirs.shown_to(Some("admin"));

@@ -104,7 +104,12 @@ impl Upgrades {
 }
 
 fn approved(nodes: &Nodes, request: &Request) -> Result<Value, Refusal> {
-    let issued = nodes.devices().rotate(&request.ask.device, Role::Operator, None)?;
+    let devices = nodes.devices();
+    let known = devices.get(&request.ask.device);
+    let has = known.and_then(|known| Some(known.grant(Role::Operator)?.token.as_ref()?.scopes));
+    // A token that was made with fewer than the grant has stays as narrow, but for what was approved.
+    let scopes = has.unwrap_or(request.ask.scopes);
+    let issued = devices.rotate(&request.ask.device, Role::Operator, Some(scopes))?;
     Ok(json!({
         "status": "approved",
         "requestId": &*request.id,

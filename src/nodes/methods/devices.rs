@@ -234,6 +234,10 @@ struct More {
 /// A connected device asks for more rights: an operator approves them as he lets devices in.
 fn ask_for_more(call: &Call<'_>) -> Outcome {
     let More { scopes } = call.params()?;
+    // As at the handshake: nobody vouches for whoever comes to an open gateway from elsewhere.
+    if call.who.how == How::Open && !call.peer.address.to_canonical().is_loopback() {
+        return Err(Refusal::invalid("pairing is asked for with a secret of the gateway"));
+    }
     let asked = Scopes::of(scopes.iter().map(String::as_str));
     if asked.is_empty() || asked.words().count() != scopes.len() {
         return Err(Refusal::invalid("scopes has to name scopes of operators, each once"));

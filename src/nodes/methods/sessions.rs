@@ -459,9 +459,8 @@ fn delete(call: &Call<'_>) -> Outcome {
         return Err(Refusal::invalid("Cannot delete the main session (main)."));
     }
     let runs = call.nodes.runs();
-    runs.abort(&Which::Session(&id), "delete");
     // What still runs or waits in it ends without it.
-    let deleted = runs.with(|table| table.sessions.remove(&id)).is_some();
+    let deleted = runs.delete(&id);
     if deleted {
         runs.session_changed(&id, "delete", None);
     }

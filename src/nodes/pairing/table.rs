@@ -169,8 +169,9 @@ impl Table {
             Some(grant) => {
                 grant.scopes = grant.scopes.or(ask.scopes);
                 (grant.commands, grant.caps, grant.approved_ms) = (commands, caps, now_ms);
+                // Not those of the grant: the token may have been made with fewer on purpose.
                 if let Some(token) = &mut grant.token {
-                    token.scopes = grant.scopes;
+                    token.scopes = token.scopes.or(ask.scopes);
                 }
             }
             None => device.grants.push(Grant {

@@ -90,6 +90,24 @@ fn an_approval_adds_to_what_there_was() {
     assert_eq!(table.len(), 0);
 }
 
+#[test]
+fn a_token_that_was_made_narrower_gets_what_is_approved_and_not_what_its_grant_has() {
+    let (mut table, now) = (Table::default(), clock::now());
+    let of = |scopes: &[&str]| {
+        let scopes = Scopes::of(scopes.iter().copied());
+        let ask = Ask { role: Role::Operator, scopes, ..wish(1, 1) };
+        Request { id: "r".into(), ask, asked_ms: 0, last: now }
+    };
+    let mut device = table.approved(&of(&["operator.admin"]), 5, 1).unwrap();
+    let narrow = Scopes::of(["operator.pairing"]);
+    let token = Token { digest: Digest::of("x"), scopes: narrow, issued_ms: 5 };
+    device.grant_mut(Role::Operator).unwrap().token = Some(token);
+    table.put(device);
+    let device = table.approved(&of(&["operator.read"]), 6, 1).unwrap();
+    let token = device.grant(Role::Operator).unwrap().token.as_ref().unwrap();
+    assert_eq!(token.scopes, Scopes::of(["operator.pairing", "operator.read"]));
+}
+
 fn paired(store: &Arc<Store>, max: u64) -> Devices {
     let events = Events::new(Arc::new(Registry::default()));
     Devices::new(&Limit::detached(max), &Limit::detached(64), &events, store)
