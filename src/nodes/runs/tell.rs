@@ -11,7 +11,7 @@ use crate::nodes::history::{Message, usage_shown};
 use crate::nodes::outbox::{Class, Event, Put};
 use crate::nodes::peer::Peer;
 use crate::nodes::run::{Delta, Ended};
-use crate::nodes::sessions::{AGENT, SessionId};
+use crate::nodes::sessions::{AGENT, SessionId, clip};
 use crate::nodes::subscriptions::Subscriptions;
 use crate::nodes::who::{Role, Scope};
 
@@ -21,6 +21,9 @@ pub const FRESH: Duration = Duration::from_millis(250);
 /// Up to here a listener that missed a delta gets the whole text with the next one; one of a longer
 /// text waits for the end, which has it in any case. In bytes.
 pub const REPLACE_BYTES_MAX: usize = 256 * 1024;
+
+/// Longest text in the details of an error, in bytes: the protocol's 300 characters at most.
+const DETAIL_BYTES_MAX: usize = 300;
 
 /// The connections there are.
 pub trait Peers: Send + Sync {
@@ -234,7 +237,7 @@ impl End<'_> {
                 payload["state"] = "error".into();
                 payload["errorMessage"] = message.as_str().into();
                 payload["errorKind"] = kind.as_str().into();
-                let mut detail = json!({"model": self.model});
+                let mut detail = json!({"model": clip(self.model, DETAIL_BYTES_MAX)});
                 if let Some(status) = status {
                     detail["httpStatus"] = (*status).into();
                 }
@@ -287,6 +290,17 @@ mod tests {
 
     fn session() -> SessionId {
         SessionId { account: Some("laptop".into()), key: "agent:main:main".into() }
+    }
+
+    #[test]
+    fn the_details_of_an_error_are_as_short_as_the_protocol_has_them() {
+        let model = "\u{fc}".repeat(400);
+        let end = End { said: None, model: &model, finish: None, usage: None };
+        let (message, kind) = ("no".to_owned(), crate::nodes::run::ErrorKind::Unknown);
+        let mut payload = json!({});
+        end.put(&Ended::Failed { message, kind, status: Some(400) }, &mut payload);
+        let told = payload["errorDetail"]["model"].as_str().unwrap();
+        assert_eq!((told.chars().count(), &payload["state"]), (150, &json!("error")));
     }
 
     #[test]
