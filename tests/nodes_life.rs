@@ -180,7 +180,20 @@ fn vanish_and_be_found<T>(
     drop(pair(daemon, &mut operator, &keys, &["camera.snap"]));
     let stays = pair(daemon, &mut operator, &other, &["camera.snap"]).idle();
     assert_eventually!(!present(&mut operator, &keys));
-    let before = State::of(daemon, &mut operator);
+    // What is still under way from the beginning is nothing that would come back.
+    daemon.wait_for_the_store();
+    let quiet = |state: &State| {
+        state.threads == 2 && !state.held.iter().any(|(name, _)| name.contains("messages"))
+    };
+    let end = Instant::now() + patience(Duration::from_secs(10));
+    let before = loop {
+        let now = State::of(daemon, &mut operator);
+        if quiet(&now) {
+            break now;
+        }
+        assert!(Instant::now() < end, "not quiet: {now:?}");
+        std::thread::sleep(Duration::from_millis(20));
+    };
 
     let enter = |hello: Hello<'_>| {
         let ws = Ws::upgrade(connect(), "/", "").unwrap_or_else(|answer| panic!("{answer:?}"));
